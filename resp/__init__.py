@@ -1,0 +1,1 @@
+"""RESP: bytes to values and back. Knows nothing of locks."""
