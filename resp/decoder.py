@@ -3,8 +3,8 @@
 Theory of operation
 -------------------
 Nearly every chunk that arrives holds whole requests in their one canonical form,
-``*N\\r\\n`` followed by N times ``$len\\r\\n<len bytes>\\r\\n``. For those there is a fast path: split
-the chunk at CRLF, which yields header, argument, header, argument, ..., and accept a request only
+``*N\\r\\n`` followed by N times ``$len\\r\\n<len bytes>\\r\\n``. For those there is a fast path:
+split the chunk at CRLF, which yields header, argument, header, argument, ..., and accept a request only
 if every header is *exactly* the one that its argument's length calls for. That comparison is the
 whole proof: a wrong length, a leading zero, a nested array, a null, a missing CRLF or a CRLF inside
 an argument all make some header differ. Nothing is allocated by what a header promises.
@@ -52,10 +52,11 @@ class Decoder:
     After a fault ``error`` is set: the requests before it are good, nothing after it is read.
     """
 
-    __slots__ = ("_arguments", "_buffer", "_missing", "_size", "error")
+    __slots__ = ("_arguments", "_between_requests", "_buffer", "_missing", "_size", "error")
 
     def __init__(self) -> None:
         self.error: ProtocolError | None = None
+        self._between_requests = True  # nothing is buffered, nothing is wrong
         self._buffer = bytearray()
         self._arguments: list[bytes] = []
         self._missing = 0  # arguments that the request being read still lacks
@@ -63,25 +64,48 @@ class Decoder:
 
     def feed(self, data: bytes) -> list[list[bytes]]:
         """Take the next bytes of the connection; return the requests that are now complete."""
-        requests: list[list[bytes]] = []
-        if self.error is not None:
-            return requests
+        if self._between_requests:
+            parts = data.split(_CRLF)
+            # One LOCK or UNLOCK, the whole chunk: half of the time of the general way.
+            if len(parts) == 8:
+                count, header, name, header1, first, header2, second, rest = parts
+                if (
+                    count == b"*3"
+                    and not rest
+                    and len(data) < _FAST_BULK_MAX
+                    and header == _BULK_HEADER[len(name)]
+                    and header1 == _BULK_HEADER[len(first)]
+                    and header2 == _BULK_HEADER[len(second)]
+                ):
+                    return [[name, first, second]]
+            requests: list[list[bytes]] = []
+            rest = _read_canonical(parts, requests)
+        elif self.error is not None:
+            return []
+        else:
+            requests, rest = [], data
+        if rest:
+            self._continue(rest, requests)
+        return requests
+
+    def _continue(self, data: bytes, requests: list[list[bytes]]) -> None:
+        """Take what the fast path left: the strict path up to the end of the request that was cut,
+        the fast path behind it, and the strict path for the rest."""
+        self._buffer += data
         try:
-            if self._missing or self._buffer:
-                self._buffer += data
-                if not self._read_strictly(requests, requests_max=1):
-                    return requests
-                data = bytes(self._buffer)
-                self._buffer.clear()
-            rest = _read_canonical(data, requests)
-            if rest:
-                self._buffer += rest
-                self._read_strictly(requests)
+            if not self._between_requests:
+                done = len(requests)
+                if self._read_strictly(requests, done + 1):
+                    data = bytes(self._buffer)
+                    self._buffer.clear()
+                    self._buffer += _read_canonical(data.split(_CRLF), requests)
+            self._read_strictly(requests)
+            self._between_requests = not (self._missing or self._buffer)
         except ProtocolError as error:
             self.error = error
+            self._between_requests = False
             self._buffer.clear()
             self._arguments.clear()
-        return requests
 
     @property
     def buffered_bytes(self) -> int:
@@ -192,9 +216,8 @@ class Decoder:
         return end + 1 - position
 
 
-def _read_canonical(data: bytes, requests: list[list[bytes]]) -> bytes:
-    """Append the requests that ``data`` starts with, if in canonical form; return what is left."""
-    parts = data.split(_CRLF)
+def _read_canonical(parts: list[bytes], requests: list[list[bytes]]) -> bytes:
+    """Append the requests that a chunk, split at CRLF, starts with; return what is left of it."""
     at = 0
     last = len(parts) - 1  # what follows the last CRLF: empty if the chunk ends with a request
     bulk_header = _BULK_HEADER

@@ -21,8 +21,8 @@ The hot path does not come here: it uses the constants and ``integer``.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, cast
 
 import hiredis
 
@@ -33,7 +33,7 @@ ONE = b":1\r\n"
 EMPTY_ARRAY = b"*0\r\n"
 NULL = {2: b"$-1\r\n", 3: b"_\r\n"}
 
-pack = hiredis.pack_command
+pack = cast("Callable[[tuple[object, ...]], bytes]", hiredis.pack_command)
 """A tuple of bytes, str and int as a RESP array of bulk strings: what one node sends the other."""
 
 
@@ -56,7 +56,9 @@ def integer(value: int) -> bytes:
 
 def error(text: str) -> bytes:
     """An error reply; ``text`` starts with the code word. Line ends in it become spaces."""
-    return b"-%b\r\n" % text.replace("\r", " ").replace("\n", " ").encode("utf-8", "surrogateescape")
+    return b"-%b\r\n" % text.replace("\r", " ").replace("\n", " ").encode(
+        "utf-8", "surrogateescape"
+    )
 
 
 def bulk(value: bytes) -> bytes:
