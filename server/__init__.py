@@ -1,0 +1,1 @@
+"""The server. The files here are its shell: configuration, sockets, processes, time."""

@@ -1,0 +1,904 @@
+"""Clerk over real sockets and real redis-py, against nodes that say what the test tells them to."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import random
+import re
+import socket
+import struct
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import pytest
+import redis
+from redis.exceptions import ResponseError
+
+import holdfast.compat.clerk as clerk_module
+from holdfast.compat import Clerk, ClerkError, IndeterminateError, UnavailableError
+from holdfast.compat.endpoints import Endpoint
+
+WAIT_MAX_S = 10.0
+
+
+class Action(NamedTuple):
+    what: str
+
+
+HANG_UP = Action("close the connection in good order")
+RESET = Action("reset the connection")
+SILENCE = Action("never answer")
+
+
+class Heard(NamedTuple):
+    """One request as a node received it; `connection` counts the node's connections from 0."""
+
+    connection: int
+    words: tuple[bytes, ...]
+
+    @property
+    def client(self) -> bytes:
+        return self.words[2].partition(b":")[0]
+
+
+Script = Callable[[Heard], "bytes | Action"]
+
+
+class Node:
+    """A server that speaks RESP2 and leaves it to `script` what to say to each request. Greetings
+    (CLIENT, AUTH) are answered by `greet` and not recorded.
+    """
+
+    def __init__(self, script: Script, greet: Script, path: str | None = None) -> None:
+        self.script, self.greet = script, greet
+        self.heard: list[Heard] = []
+        self.greetings: list[Heard] = []
+        self.hung_up: set[int] = set()
+        self._changed = threading.Condition()
+        self._connections: list[socket.socket] = []
+        self._listener = socket.socket(socket.AF_UNIX if path else socket.AF_INET)
+        self._listener.bind(path or ("127.0.0.1", 0))
+        self._listener.listen(100)
+        port = None if path else self._listener.getsockname()[1]
+        self.url = f"unix://{path}" if path else f"redis://127.0.0.1:{port}"
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    @property
+    def words(self) -> list[tuple[bytes, ...]]:
+        return [heard.words for heard in self.heard]
+
+    @property
+    def connection_count(self) -> int:
+        return len(self._connections)
+
+    def wait_until(self, condition: Callable[[], bool]) -> None:
+        with self._changed:
+            assert self._changed.wait_for(condition, WAIT_MAX_S), self.heard
+
+    def stop(self) -> None:
+        """As a process that is killed: the listener and every connection are gone."""
+        for sock in [self._listener, *self._connections]:
+            try:
+                sock.shutdown(socket.SHUT_RDWR)
+            except OSError:
+                pass
+            sock.close()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                sock, _ = self._listener.accept()
+            except OSError:
+                return
+            self._connections.append(sock)
+            number = len(self._connections) - 1
+            threading.Thread(target=self._serve, args=(sock, number), daemon=True).start()
+
+    def _serve(self, sock: socket.socket, number: int) -> None:
+        try:
+            with sock, sock.makefile("rb") as stream:
+                while (words := read_words(stream)) is not None:
+                    self._answer(sock, Heard(number, words))
+        except OSError:
+            pass
+        with self._changed:
+            self.hung_up.add(number)
+            self._changed.notify_all()
+
+    def _answer(self, sock: socket.socket, heard: Heard) -> None:
+        greeting = heard.words[0] in (b"CLIENT", b"AUTH")
+        with self._changed:
+            (self.greetings if greeting else self.heard).append(heard)
+            self._changed.notify_all()
+        answer = (self.greet if greeting else self.script)(heard)
+        if isinstance(answer, bytes):
+            sock.sendall(answer)
+        elif answer is RESET:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            raise OSError("reset")
+        elif answer is HANG_UP:
+            sock.shutdown(socket.SHUT_RDWR)
+
+
+def read_words(stream: Any) -> tuple[bytes, ...] | None:
+    if not (header := stream.readline()):
+        return None
+    words = []
+    for _ in range(int(header[1:])):
+        length = int(stream.readline()[1:])
+        words.append(stream.read(length + 2)[:-2])
+    return tuple(words)
+
+
+def say(*answers: bytes | Action) -> Script:
+    """These answers in turn; the last one again and again."""
+    left = list(answers)
+    return lambda heard: left.pop(0) if len(left) > 1 else left[0]
+
+
+def ok(heard: Heard) -> bytes:
+    return b"+OK\r\n"
+
+
+@pytest.fixture
+def node() -> Iterator[Callable[..., Node]]:
+    nodes: list[Node] = []
+
+    def start(*answers: bytes | Action, script: Script | None = None, **more: Any) -> Node:
+        more.setdefault("greet", ok)
+        nodes.append(Node(script or say(*answers), **more))
+        return nodes[-1]
+
+    yield start
+    for each in nodes:
+        each.stop()
+
+
+@pytest.fixture
+def refused() -> Iterator[str]:
+    """The URL of a port that nobody listens on, and that nobody else can take meanwhile."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        yield f"redis://127.0.0.1:{sock.getsockname()[1]}"
+
+
+@pytest.fixture
+def clerk(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Clerk]]:
+    monkeypatch.setattr(clerk_module, "UNDO_AT_END_MS", 10)
+    clerks: list[Clerk] = []
+
+    def make(*nodes: Node | str, **options: Any) -> Clerk:
+        urls = [each if isinstance(each, str) else each.url for each in nodes]
+        options = {"deadline_ms": 5_000, "undo_ms": 1_000, **options}
+        clerks.append(Clerk(*urls, **options))
+        return clerks[-1]
+
+    yield make
+    for each in clerks:
+        each.close()
+
+
+@pytest.fixture
+def ample_time(monkeypatch: pytest.MonkeyPatch) -> int:
+    """A deadline_ms that leaves 30 ms for attempts and four seconds for the answer to the last,
+    so that it is no race, on a busy machine, whether that one is still answered.
+    """
+    monkeypatch.setattr("holdfast.compat.attempts.ATTEMPT_MIN_US", 4_000_000)
+    return 4_030
+
+
+# --- answers ---------------------------------------------------------------------------------
+
+
+def test_a_grant_is_its_fencing_token_and_a_refusal_is_zero(node, clerk):
+    n = node(b":1800000000000001\r\n", b":0\r\n")
+    c = clerk(n)
+    assert c.acquire("a") == 1800000000000001
+    assert c.acquire(b"a") == 0
+
+
+def test_a_release_is_true_or_false(node, clerk):
+    c = clerk(node(b":1\r\n", b":0\r\n"))
+    assert c.release("a") is True
+    assert c.release("a") is False
+
+
+def test_one_thread_uses_one_client_id_with_rising_numbers_and_one_connection(node, clerk):
+    n = node(b":1\r\n")
+    c = clerk(n)
+    c.acquire("a"), c.release("a"), c.acquire("é")
+    client = n.heard[0].client
+    assert re.fullmatch(rb"@[0-9a-f]{16}", client)
+    assert n.words == [
+        (b"LOCK", b"a", client + b":1"),
+        (b"UNLOCK", b"a", client + b":2"),
+        (b"LOCK", "é".encode(), client + b":3"),
+    ]
+    assert n.connection_count == 1
+
+
+def test_inspect_gives_the_fields_by_name(node, clerk):
+    reply = b"*8\r\n$5\r\nstate\r\n$4\r\nheld\r\n$5\r\nowner\r\n$3\r\n@\xff:\r\n"
+    reply += b"$13\r\nfencing_token\r\n:7\r\n$7\r\nheld_ms\r\n:12\r\n"
+    n = node(reply)
+    expected = {"state": "held", "owner": b"@\xff:", "fencing_token": 7, "held_ms": 12}
+    assert clerk(n).inspect("a") == expected
+    assert n.words == [(b"INSPECT", b"a")]
+
+
+# --- the table: what leads to the other node -------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        b"-READONLY You can't write against a read only replica.\r\n",
+        b"-NOREPLICAS Not enough good replicas to write.\r\n",
+        b"-TRYAGAIN Too many unacknowledged entries.\r\n",
+        b"-MASTERDOWN Link with MASTER is down.\r\n",
+        b"-LOADING Holdfast is waiting for its peer\r\n",
+        b"-READONLY\r\n",
+    ],
+)
+def test_a_node_that_did_not_execute_it_sends_the_clerk_to_the_other(
+    node, clerk, ample_time, error
+):
+    first, second = node(error), node(b":5\r\n")
+    assert clerk(first, second).acquire("a") == 5
+    assert first.words == second.words and len(first.words) == 1
+    c = clerk(node(error), deadline_ms=ample_time)
+    with pytest.raises(UnavailableError):
+        c.acquire("a")
+
+
+@pytest.mark.parametrize("answer", [HANG_UP, RESET, SILENCE, b":", b"garbage\r\n", b"$-1\r\n"])
+def test_a_lost_answer_is_asked_for_at_the_other_node_under_the_same_id(node, clerk, answer):
+    first, second = node(answer), node(b":5\r\n")
+    assert clerk(first, second, read_timeout_ms=50).acquire("a") == 5
+    assert first.words == second.words and len(first.words) == 1
+    c = clerk(node(answer), deadline_ms=300, read_timeout_ms=100)
+    with pytest.raises(IndeterminateError):
+        c.acquire("a")
+
+
+def test_a_refused_connection_leads_to_the_other_node(node, clerk, refused):
+    assert clerk(refused, node(b":5\r\n")).acquire("a") == 5
+
+
+@pytest.mark.parametrize("greeting", [SILENCE, HANG_UP, b"-LOADING wait\r\n"])
+def test_a_node_that_does_not_even_greet_leads_to_the_other(node, clerk, greeting):
+    first = node(b":4\r\n", greet=say(greeting))
+    second = node(b":5\r\n")
+    assert clerk(first, second, read_timeout_ms=50).acquire("a") == 5
+    assert first.heard == []
+
+
+def test_a_node_without_room_for_a_client_leads_to_the_other(node, clerk):
+    first = node(b":4\r\n", greet=say(b"-ERR max number of clients reached\r\n"))
+    assert clerk(first, node(b":5\r\n")).acquire("a") == 5
+
+
+def test_the_node_that_answered_last_is_asked_first(node, clerk):
+    first, second = node(b"-READONLY no\r\n"), node(b":5\r\n")
+    c = clerk(first, second)
+    for _ in range(3):
+        c.acquire("a")
+    assert (len(first.heard), len(second.heard)) == (1, 3)
+
+
+def test_a_failover_of_a_few_milliseconds_costs_not_much_more(node, clerk, refused):
+    promoted_at = time.monotonic() + 0.02
+
+    def script(heard: Heard) -> bytes:
+        return b":5\r\n" if time.monotonic() > promoted_at else b"-READONLY not yet\r\n"
+
+    assert clerk(refused, node(script=script)).acquire("a") == 5
+    assert time.monotonic() < promoted_at + 0.2
+
+
+# --- the table: what is raised at once -------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (b"-ERR syntax error\r\n", redis.ResponseError),
+        (b"-WRONGTYPE no\r\n", redis.ResponseError),
+        (b"-NOPERM no\r\n", redis.exceptions.NoPermissionError),
+        (b"-NOAUTH Authentication required.\r\n", redis.AuthenticationError),
+        (b"-WRONGPASS invalid\r\n", redis.AuthenticationError),
+    ],
+)
+def test_any_other_error_is_raised_at_once(node, clerk, error, expected):
+    first, second = node(error), node(b":1\r\n")
+    with pytest.raises(expected):
+        clerk(first, second).acquire("a")
+    assert (len(first.heard), len(second.heard)) == (1, 0)
+
+
+def test_a_missing_password_is_raised_at_once(node, clerk):
+    first, second = node(b":1\r\n", greet=say(b"-NOAUTH no\r\n")), node(b":1\r\n")
+    with pytest.raises(redis.AuthenticationError):
+        clerk(first, second).acquire("a")
+    assert second.heard == []
+
+
+def test_an_error_after_a_lost_answer_does_not_mean_not_done(node, clerk):
+    first, second = node(HANG_UP), node(b"-ERR syntax error\r\n")
+    with pytest.raises(IndeterminateError) as caught:
+        clerk(first, second).acquire("a")
+    assert isinstance(caught.value.__cause__, ResponseError)
+    assert caught.value.tries == 2
+
+
+def test_readonly_after_a_lost_answer_does_not_mean_not_done(node, clerk):
+    first, second = node(HANG_UP, b"-READONLY no\r\n"), node(b"-READONLY no\r\n")
+    with pytest.raises(IndeterminateError):
+        clerk(first, second, deadline_ms=150).acquire("a")
+
+
+def test_requestgone_is_indeterminate_and_its_client_id_is_never_used_again(node, clerk):
+    n = node(b"-REQUESTGONE forgotten\r\n", b":1\r\n")
+    c = clerk(n)
+    with pytest.raises(IndeterminateError, match="no longer knows") as caught:
+        c.acquire("a")
+    assert "in the background" not in str(caught.value)
+    c.acquire("a")
+    assert len(n.heard) == 2 and n.heard[0].client != n.heard[1].client
+    assert n.words[1][2].endswith(b":1")
+
+
+# --- the deadline ----------------------------------------------------------------------------
+
+
+def test_if_nobody_took_it_it_was_certainly_not_done(node, clerk, ample_time, refused):
+    frozen = node(b":1\r\n", greet=say(SILENCE))
+    readonly = node(b"-READONLY no\r\n")
+    c = clerk(refused, frozen, readonly, deadline_ms=ample_time, read_timeout_ms=50)
+    for call in (c.acquire, c.release, c.inspect):
+        with pytest.raises(UnavailableError, match="it was not done") as caught:
+            call("a")
+        assert isinstance(caught.value, redis.ConnectionError)
+        assert isinstance(caught.value.__cause__, redis.RedisError)
+
+
+def test_the_client_id_goes_on_after_a_request_that_nobody_took(node, clerk, ample_time):
+    n = node(b"-READONLY no\r\n")
+    c = clerk(n, deadline_ms=ample_time)
+    with pytest.raises(UnavailableError):
+        c.acquire("a")
+    n.script = say(b":1\r\n")
+    c.acquire("a")
+    assert n.words[-1][2] == n.heard[0].client + b":2"
+
+
+def test_silence_is_indeterminate_at_the_deadline_and_sent_once_a_try(node, clerk):
+    n = node(SILENCE)
+    c = clerk(n, deadline_ms=300, read_timeout_ms=60)
+    before = time.monotonic()
+    with pytest.raises(IndeterminateError) as caught:
+        c.release("a")
+    assert 0.27 < time.monotonic() - before < 2
+    error = caught.value
+    assert len(n.heard) == error.tries > 1
+    assert len(set(n.words)) == 1
+    assert (error.command, error.name, error.request_id) == ("UNLOCK", b"a", n.words[0][2])
+    assert not isinstance(error, redis.ConnectionError)
+    assert "treat it as released" in str(error)
+
+
+def test_each_try_dials_once(node, clerk):
+    n = node(greet=say(HANG_UP))
+    with pytest.raises(UnavailableError) as caught:
+        clerk(n, deadline_ms=100).acquire("a")
+    assert n.connection_count == caught.value.tries > 1
+
+
+def test_a_node_that_is_slow_in_every_step_cannot_stretch_the_deadline(node, clerk):
+    def slow(heard: Heard) -> bytes:
+        time.sleep(0.35)
+        return b"+OK\r\n"
+
+    # Three greetings, each within the read time-out: over a second in all.
+    url = node(SILENCE, greet=slow).url.replace("redis://", "redis://:secret@")
+    c = clerk(url, deadline_ms=400)
+    before = time.monotonic()
+    with pytest.raises(UnavailableError):
+        c.acquire("a")
+    assert time.monotonic() - before < 0.8
+
+
+def test_a_lost_inspection_is_asked_again_and_never_indeterminate(node, clerk):
+    c = clerk(node(HANG_UP), deadline_ms=150)
+    with pytest.raises(UnavailableError):
+        c.inspect("a")
+    assert clerk(node(HANG_UP), node(b"*0\r\n")).inspect("a") == {}
+
+
+def test_an_error_tells_what_and_what_now_and_survives_pickling(node, clerk):
+    n = node(HANG_UP)
+    with pytest.raises(IndeterminateError) as caught:
+        clerk(n, deadline_ms=150).acquire("a")
+    error = caught.value
+    told = f"LOCK 'a' (request id {n.words[0][2].decode()}, tries: {error.tries})"
+    assert told in str(error) and "do not enter the critical section" in str(error)
+    copy = pickle.loads(pickle.dumps(error))
+    assert str(copy) == str(error) and copy.request_id == error.request_id
+    assert isinstance(copy, ClerkError) and isinstance(copy, redis.RedisError)
+
+
+# --- undoing ---------------------------------------------------------------------------------
+
+
+def deaf_to_lock(heard: Heard) -> bytes | Action:
+    return SILENCE if heard.words[0] == b"LOCK" else b":1\r\n"
+
+
+def test_an_abandoned_acquire_is_undone_and_its_client_id_comes_back_only_then(node, clerk):
+    answer_undo = threading.Event()
+
+    def script(heard: Heard) -> bytes | Action:
+        if heard.words[1] == b"other":
+            return b":1\r\n"
+        if b"REQUEST" in heard.words:
+            assert answer_undo.wait(WAIT_MAX_S)
+        return deaf_to_lock(heard)
+
+    n = node(script=script)
+    c = clerk(n, deadline_ms=300, read_timeout_ms=5_000, undo_ms=5_000)
+    with pytest.raises(IndeterminateError, match="in the background"):
+        c.acquire("a")
+    n.wait_until(lambda: len(n.heard) == 2)
+    client = n.heard[0].client
+    assert n.words[1] == (b"UNLOCK", b"a", client + b":2", b"REQUEST", client + b":1")
+    c.acquire("other")
+    assert n.heard[2].client != client
+    answer_undo.set()
+    c._session._undoer.wait_idle(5_000)
+    c.acquire("other")
+    assert n.words[3][2] == client + b":3"
+
+
+def test_an_undo_is_sent_again_until_it_is_answered(node, clerk):
+    answers = iter([SILENCE, HANG_UP, b"-READONLY no\r\n", b":0\r\n"])
+    n = node(script=lambda heard: next(answers))
+    c = clerk(n, deadline_ms=300, undo_ms=5_000)
+    with pytest.raises(IndeterminateError):
+        c.acquire("a")
+    n.wait_until(lambda: len(n.heard) == 4)
+    assert len(set(n.words[1:])) == 1
+
+
+def test_an_undo_that_is_refused_is_reported_and_its_client_id_is_not_used_again(
+    node, clerk, caplog
+):
+    n = node(SILENCE, b"-ERR no\r\n", b":1\r\n")
+    c = clerk(n, deadline_ms=300)
+    with pytest.raises(IndeterminateError):
+        c.acquire("a")
+    c._session._undoer.wait_idle(5_000)
+    assert "gave up undoing the acquire of b'a'" in caplog.text
+    c.acquire("b")
+    assert n.heard[2].client != n.heard[0].client
+
+
+def test_after_an_indeterminate_release_the_next_request_freezes_it(node, clerk):
+    n = node(SILENCE, b":1\r\n")
+    c = clerk(n, deadline_ms=300)
+    with pytest.raises(IndeterminateError):
+        c.release("a")
+    c.acquire("a")
+    assert n.words[1] == (b"LOCK", b"a", n.heard[0].client + b":2")
+
+
+def test_an_acquire_that_is_interrupted_is_undone(node, clerk, monkeypatch):
+    n = node(b":1\r\n")
+    c = clerk(n)
+    attempt = Endpoint.attempt
+
+    def interrupted(self: Endpoint, words: Any, deadline_us: int) -> Any:
+        result = attempt(self, words, deadline_us)
+        if words[0] == b"LOCK":
+            raise KeyboardInterrupt
+        return result
+
+    monkeypatch.setattr(Endpoint, "attempt", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        c.acquire("a")
+    n.wait_until(lambda: len(n.heard) == 2)
+    assert n.words[1][3:] == (b"REQUEST", n.words[0][2])
+
+
+def test_too_many_abandoned_acquires_are_given_up_aloud_the_oldest_first(
+    node, clerk, monkeypatch, caplog
+):
+    monkeypatch.setattr(clerk_module, "UNDO_QUEUE_MAX", 1)
+    n = node(SILENCE)
+    c = clerk(n, deadline_ms=200)
+    for name in "abc":
+        with pytest.raises(IndeterminateError):
+            c.acquire(name)
+    assert "gave up undoing the acquire of b'b': too many others" in caplog.text
+
+
+# --- connections -----------------------------------------------------------------------------
+
+
+def test_a_late_reply_is_never_taken_for_the_next_one(node, clerk):
+    answer_late = threading.Event()
+
+    def script(heard: Heard) -> bytes:
+        if heard.connection == 0:
+            assert answer_late.wait(WAIT_MAX_S)
+            return b":111\r\n"
+        return b":%d\r\n" % len(n.heard)
+
+    n = node(script=script)
+    c = clerk(n, read_timeout_ms=100)
+    assert c.acquire("a") == 2
+    answer_late.set()
+    n.wait_until(lambda: 0 in n.hung_up)
+    assert c.acquire("b") == 3
+    assert {heard.connection for heard in n.heard} == {0, 1}
+
+
+def test_a_reply_that_nobody_asked_for_costs_the_connection(node, clerk):
+    n = node(b":1\r\n:99\r\n", b":2\r\n")
+    c = clerk(n)
+    assert [c.acquire("a"), c.acquire("a")] == [1, 2]
+    assert [heard.connection for heard in n.heard] == [0, 1]
+
+
+def test_a_connection_that_died_while_idle_is_noticed_before_sending(node, clerk):
+    n = node(b":1\r\n")
+    c = clerk(n, deadline_ms=300)
+    c.acquire("a")
+    n.stop()
+    n.wait_until(lambda: 0 in n.hung_up)
+    with pytest.raises(UnavailableError):
+        c.acquire("a")
+
+
+def test_an_error_reply_keeps_the_connection(node, clerk):
+    n = node(b"-ERR no\r\n", b"-READONLY no\r\n", b":1\r\n")
+    c = clerk(n)
+    with pytest.raises(ResponseError):
+        c.acquire("a")
+    c.acquire("a")
+    assert n.connection_count == 1
+
+
+def test_close_hangs_up_and_refuses_further_calls(node, clerk):
+    n = node(b":1\r\n")
+    with clerk(n) as c:
+        c.acquire("a")
+    n.wait_until(lambda: n.hung_up == {0})
+    with pytest.raises(RuntimeError, match="closed"):
+        c.acquire("a")
+    c.close()
+
+
+def test_a_call_under_way_at_close_ends_as_usual_and_its_connection_then_too(node, clerk):
+    closed = threading.Event()
+
+    def script(heard: Heard) -> bytes:
+        assert closed.wait(WAIT_MAX_S)
+        return b":1\r\n"
+
+    n = node(script=script)
+    c = clerk(n)
+    tokens: list[int] = []
+    thread = threading.Thread(target=lambda: tokens.append(c.acquire("a")))
+    thread.start()
+    n.wait_until(lambda: len(n.heard) == 1)
+    c.close()
+    closed.set()
+    n.wait_until(lambda: n.hung_up == {0})
+    thread.join(WAIT_MAX_S)
+    assert tokens == [1]
+
+
+def test_a_unix_socket_and_a_password_work_as_in_any_redis_url(node, clerk, tmp_path):
+    n = node(b":1\r\n", path=str(tmp_path / "s"))
+    assert clerk(n).acquire("a") == 1
+    n = node(b":1\r\n")
+    c = clerk(n.url.replace("redis://", "redis://me:p%40ss@"))
+    assert c.acquire("a") == 1
+    assert n.greetings[0].words == (b"AUTH", b"me", b"p@ss")
+    assert "ss" not in repr(c)
+
+
+# --- many threads ----------------------------------------------------------------------------
+
+
+class Locks:
+    """One memory for both nodes: locks, and the last answer of each client, as in the contract."""
+
+    def __init__(self) -> None:
+        self.mutex = threading.Lock()
+        self.random = random.Random(7)
+        self.held: set[bytes] = set()
+        self.last: dict[bytes, tuple[int, tuple[bytes, ...], int]] = {}
+        self.effects: dict[bytes, int] = {}
+
+    def script(self, heard: Heard) -> bytes | Action:
+        with self.mutex:
+            answer = self.execute(heard.words)
+            return self.random.choice((HANG_UP, RESET, answer, answer, answer, answer))
+
+    def execute(self, words: tuple[bytes, ...]) -> bytes:
+        command, name, request_id = words[:3]
+        client, _, number = request_id.partition(b":")
+        n, last_words, last_answer = self.last.get(client, (0, (), 0))
+        if int(number) < n:
+            return b"-REQUESTGONE\r\n"
+        if int(number) > n:
+            assert int(number) == n + 1
+            last_answer = int((name in self.held) == (command == b"UNLOCK"))
+            if last_answer:
+                self.held ^= {name}
+                self.effects[command] = self.effects.get(command, 0) + 1
+            self.last[client] = (int(number), words, last_answer)
+        else:
+            assert words == last_words
+        return b":%d\r\n" % last_answer
+
+
+def test_32_threads_share_a_clerk_and_every_true_answer_is_one_change(node, clerk):
+    locks = Locks()
+    c = clerk(node(script=locks.script), node(script=locks.script))
+    counts = {b"LOCK": 0, b"UNLOCK": 0}
+    mutex, failures = threading.Lock(), []
+
+    def work(seed: int) -> None:
+        dice = random.Random(seed)
+        try:
+            for _ in range(20):
+                command = dice.choice((b"LOCK", b"UNLOCK"))
+                done = c.acquire("a") if command == b"LOCK" else c.release("a")
+                with mutex:
+                    counts[command] += bool(done)
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(32)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(WAIT_MAX_S)
+    assert failures == []
+    assert counts == locks.effects
+    assert counts[b"LOCK"] - counts[b"UNLOCK"] == len(locks.held)
+    assert len(locks.last) <= 32
+
+
+# --- other programs --------------------------------------------------------------------------
+
+
+def run_program(source: str, *urls: str) -> subprocess.CompletedProcess[str]:
+    """Runs a program of its own, which finds the URLs in sys.argv."""
+    return subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(source), *urls],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+
+
+def test_a_forked_child_has_its_own_connections_and_client_ids(node):
+    n = node(b":1\r\n")
+    done = run_program(
+        """
+        import os, sys
+        from holdfast.compat import Clerk
+        clerk = Clerk(sys.argv[1])
+        clerk.acquire("parent")
+        child = os.fork()
+        if child == 0:
+            try:
+                clerk.acquire("child")
+                clerk.close()
+            finally:
+                os._exit(0)
+        os.waitpid(child, 0)
+        clerk.acquire("parent")
+        """,
+        n.url,
+    )
+    assert done.returncode == 0, done.stderr
+    before, child, after = n.heard
+    assert [each.words[1] for each in n.heard] == [b"parent", b"child", b"parent"]
+    assert before.connection == after.connection != child.connection
+    assert before.client == after.client != child.client
+
+
+@pytest.mark.parametrize("waiting_for", ["its reply", "its next attempt"])
+def test_a_call_that_a_fork_copied_is_not_gone_on_with_by_the_child(node, waiting_for):
+    """Greenlets live on in the child of a gevent program, in the middle of their calls. The parent
+    stands still meanwhile, so that here all that happens between the marks is the child's doing.
+    """
+    pytest.importorskip("gevent")
+    forked = threading.Event()
+
+    def script(heard: Heard) -> bytes:
+        if heard.words[1] == b"a" and waiting_for == "its reply":
+            assert forked.wait(WAIT_MAX_S)
+        if heard.words[1] == b"begin":
+            forked.set()
+        return b":1\r\n" if forked.is_set() else b"-TRYAGAIN\r\n"
+
+    n = node(script=script)
+    done = run_program(
+        """
+        from gevent import monkey; monkey.patch_all()
+        import gevent, os, sys
+        from holdfast.compat import Clerk
+        clerk = Clerk(sys.argv[1], read_timeout_ms=500)
+        call = gevent.spawn(clerk.acquire, "a")
+        gevent.sleep(0.1)
+        child = os.fork()
+        if child == 0:
+            try:
+                clerk.acquire("begin")
+                call.join()
+                clerk.acquire("end")
+                os._exit(0 if isinstance(call.exception, RuntimeError) else 9)
+            finally:
+                os._exit(8)
+        status = monkey.get_original("os", "waitpid")(child, 0)[1]
+        call.join()
+        sys.exit(os.waitstatus_to_exitcode(status) or call.value != 1)
+        """,
+        n.url,
+    )
+    assert done.returncode == 0, done.stderr
+    names = [words[1] for words in n.words]
+    assert names.index(b"end") == names.index(b"begin") + 1
+    assert {words for words in n.words if words[1] == b"a"} == {n.words[0]}
+
+
+def test_in_a_patched_program_greenlets_run_while_others_wait_for_a_reply(node):
+    pytest.importorskip("gevent")
+    everybody_asked = threading.Event()
+
+    def script(heard: Heard) -> bytes:
+        if len(n.heard) >= 10:
+            everybody_asked.set()
+        assert everybody_asked.wait(WAIT_MAX_S)
+        return b":1\r\n"
+
+    n = node(script=script)
+    done = run_program(
+        """
+        from gevent import monkey; monkey.patch_all()
+        import gevent, sys
+        from holdfast.compat import Clerk
+        with Clerk(sys.argv[1], read_timeout_ms=9_000) as clerk:
+            jobs = [gevent.spawn(clerk.acquire, f"lock{i}") for i in range(10)]
+            gevent.joinall(jobs, raise_error=True)
+            print(sum(job.value for job in jobs))
+        """,
+        n.url,
+    )
+    assert (done.returncode, done.stdout) == (0, "10\n"), done.stderr
+    assert len({heard.client for heard in n.heard}) == 10
+
+
+def test_an_acquire_cut_short_by_a_gevent_timeout_is_undone(node):
+    pytest.importorskip("gevent")
+    n = node(script=deaf_to_lock)
+    done = run_program(
+        """
+        from gevent import monkey; monkey.patch_all()
+        import gevent, sys
+        from holdfast.compat import Clerk
+        clerk = Clerk(sys.argv[1])
+        with gevent.Timeout(0.1, False):
+            clerk.acquire("a")
+            sys.exit("it was answered")
+        clerk.close()
+        """,
+        n.url,
+    )
+    assert done.returncode == 0, done.stderr
+    assert n.words[1][3:] == (b"REQUEST", n.words[0][2])
+
+
+def test_a_program_that_ends_with_the_error_still_undoes_its_acquire(node):
+    busy = [b"-TRYAGAIN\r\n"] * 8
+    n = node(SILENCE, *busy, b":1\r\n")
+    done = run_program(
+        """
+        import sys
+        from holdfast.compat import Clerk
+        Clerk(sys.argv[1], deadline_ms=300).acquire("a")
+        """,
+        n.url,
+    )
+    assert "IndeterminateError" in done.stderr
+    assert len(n.words) == 2 + len(busy)
+    assert {words[3:] for words in n.words[1:]} == {(b"REQUEST", n.words[0][2])}
+
+
+def test_a_program_that_does_not_use_gevent_does_not_get_it(node):
+    done = run_program(
+        """
+        import socket, sys, threading
+        before = socket.socket, threading.Lock
+        from holdfast.compat import Clerk
+        with Clerk(sys.argv[1]) as clerk:
+            clerk.acquire("a")
+        loaded = {"gevent", "holdfast.server", "holdfast.resp"} & sys.modules.keys()
+        sys.exit(str(loaded) if loaded or before != (socket.socket, threading.Lock) else 0)
+        """,
+        node(b":1\r\n").url,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+# --- mistakes of the caller ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["", b"", "x" * 513, "é" * 257, "\ud800"])
+def test_a_name_has_1_to_512_bytes(clerk, refused, name):
+    c = clerk(refused)
+    for call in (c.acquire, c.release, c.inspect):
+        with pytest.raises(ValueError):
+            call(name)
+
+
+@pytest.mark.parametrize("name", [None, 1, bytearray(b"a"), ["a"]])
+def test_a_name_is_text_or_bytes(clerk, refused, name):
+    with pytest.raises(TypeError, match="must be str or bytes"):
+        clerk(refused).acquire(name)
+
+
+def test_names_of_1_and_512_bytes_are_sent_as_they_are(node, clerk):
+    n = node(b":1\r\n")
+    c = clerk(n)
+    for name in (b"\0", b"\r" * 512):
+        c.acquire(name)
+        assert n.words[-1][1] == name
+
+
+@pytest.mark.parametrize(
+    ("url", "reason"),
+    [
+        ("127.0.0.1:6379", "redis://"),
+        ("redis://127.0.0.1:6379/3", "database 0"),
+        ("unix:///tmp/s?db=1", "database 0"),
+        ("redis://127.0.0.1?retry_on_timeout=1", "Clerk decides retry_on_timeout"),
+        ("redis://127.0.0.1?socket_timeout=3&protocol=3", "Clerk decides protocol, socket_timeout"),
+        ("redis://127.0.0.1?nonsense=1", "nonsense"),
+    ],
+)
+def test_a_url_that_cannot_be_meant_is_refused_with_the_reason(url, reason):
+    with pytest.raises(ValueError, match=re.escape(reason)):
+        Clerk(url)
+
+
+def test_database_0_may_be_named():
+    Clerk("redis://127.0.0.1:6379/0", "redis://[::1]:6380").close()
+
+
+@pytest.mark.parametrize(
+    ("args", "options", "error"),
+    [
+        ((), {}, ValueError),
+        ((6379,), {}, TypeError),
+        (("redis://h",), {"deadline_ms": 0}, ValueError),
+        (("redis://h",), {"read_timeout_ms": -1}, ValueError),
+        (("redis://h",), {"deadline_ms": 1.5}, TypeError),
+        (("redis://h",), {"undo_ms": True}, TypeError),
+    ],
+)
+def test_a_clerk_that_cannot_be_meant_is_refused(args, options, error):
+    with pytest.raises(error):
+        Clerk(*args, **options)
