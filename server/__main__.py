@@ -1,0 +1,184 @@
+"""The `holdfast` command: `serve` one node, `pair` both, `version`."""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import logging
+import socket
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+from . import flags, log
+from .config import Config, ConfigError
+
+EXIT_FAILED = 1
+EXIT_INTERRUPTED = 130  # as shells report a death by SIGINT
+
+_DESCRIPTION = """\
+Holdfast is a replicated lock server that speaks the Redis protocol. Any Redis client takes and
+gives back locks on it; a primary answers only once its backup has the change too.
+"""
+
+_EXAMPLES = """\
+examples:
+  holdfast pair
+      a primary on 6379 and a backup on 6380, on this machine, until Ctrl-C
+  redis-cli -p 6379 LOCK a r1
+      takes lock a for the request r1: a number greater than 0 (the fencing token), or 0 if it
+      is taken
+  redis-cli -p 6379 UNLOCK a r2
+      gives it back: 1, or 0 if nobody held it
+
+  on two machines:
+    host1$ holdfast serve --bind 0.0.0.0 --backup host2:6379
+    host2$ holdfast serve --bind 0.0.0.0 --replicaof host1:6379
+
+'holdfast serve --help' and 'holdfast pair --help' list the flags.
+"""
+
+_SERVE_EXAMPLES = """\
+examples:
+  holdfast serve
+      one node alone on 127.0.0.1:6379; no backup, so its locks end with it
+  holdfast serve --port 6379 --backup 127.0.0.1:6380
+  holdfast serve --port 6380 --replicaof 127.0.0.1:6379
+      a pair: the first primary, and in another terminal the first backup
+  HOLDFAST_PORT=7001 holdfast serve
+      every flag can be given as an environment variable; the flag wins
+
+There is no password: bind only to addresses of a network that you trust.
+Stop it with Ctrl-C or SIGTERM.
+"""
+
+_PAIR_EXAMPLES = """\
+examples:
+  holdfast pair
+  holdfast pair --port 7001 --backup-port 7002
+  HOLDFAST_BACKUP_PORT=7002 holdfast pair --failover manual
+
+Both nodes run on this machine, so the pair outlives the loss of either process, not of the
+machine. Stop it with Ctrl-C or SIGTERM.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line `argv` (default: the process's own) and returns the exit code.
+
+    Raises SystemExit(2) on a wrong command line, after saying what was wrong.
+    """
+    parser = _build_parser()
+    given = parser.parse_args(argv)
+    try:
+        return int(given.run(given))
+    except ConfigError as error:
+        hint = flags.from_environment(given.flags, given)
+        blame = f" (from the environment: {', '.join(hint)})" if hint else ""
+        _usage_error(given.parser, f"{error}{blame}")
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+
+
+def _build_parser() -> argparse.ArgumentParser:
+    parser = flags.Parser(
+        prog="holdfast",
+        description=_DESCRIPTION,
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for name, run, its_flags, text, epilog in (
+        ("serve", _serve, flags.SERVE_FLAGS, "run one node", _SERVE_EXAMPLES),
+        ("pair", _pair, flags.PAIR_FLAGS, "run a primary and a backup here", _PAIR_EXAMPLES),
+        ("version", _version, (), "print the version", ""),
+    ):
+        command = commands.add_parser(
+            name,
+            help=text,
+            description=text[0].upper() + text[1:] + ".",
+            epilog=epilog,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            # A prefix that is unique today may be ambiguous tomorrow.
+            allow_abbrev=False,
+        )
+        flags.add_flags(command, its_flags)
+        command.set_defaults(run=run, flags=its_flags, parser=command)
+    return parser
+
+
+def _version(given: argparse.Namespace) -> int:
+    from .. import __version__
+
+    print(f"holdfast {__version__}")
+    return 0
+
+
+def _serve(given: argparse.Namespace) -> int:
+    config = Config(**flags.resolve(flags.SERVE_FLAGS, given))
+    if not __debug__:
+        return _refuse_optimised()
+    # Late, so that --help and an error do not wait for gevent.
+    from .node import Node
+
+    log.set_up(config.log_level, config.port)
+    node = Node(config)
+    try:
+        node.start()
+    except (OSError, UnicodeError) as error:  # UnicodeError: a host that is no name at all
+        return _fail(explain_bind_error(error, config.bind, config.port, "--port"))
+    logging.getLogger("holdfast.server").debug("configuration: %s", config)
+    return int(node.run())
+
+
+def _pair(given: argparse.Namespace) -> int:
+    from . import pair
+
+    values = flags.resolve(flags.PAIR_FLAGS, given)
+    plan = pair.Plan.from_flags(values)
+    if not __debug__:
+        return _refuse_optimised()
+    try:
+        pair.check_ports_free(plan)
+    except pair.PortTaken as taken:
+        return _fail(explain_bind_error(taken.error, (taken.host,), taken.port, taken.flag))
+    return pair.run(plan)
+
+
+def explain_bind_error(
+    error: OSError | UnicodeError, bind: tuple[str, ...], port: int, flag: str
+) -> str:
+    """Why nothing listens, and the flag that changes it."""
+    where = f"port {port} on {', '.join(bind)}"
+    if isinstance(error, UnicodeError):
+        return f"cannot resolve --bind {' '.join(bind)}: not a host name; give an address"
+    if isinstance(error, socket.gaierror):
+        return f"cannot resolve --bind {' '.join(bind)}: {error.strerror}; give an address"
+    if error.errno == errno.EADDRINUSE:
+        return f"{where} is in use; choose another with {flag}, or stop what listens there"
+    if error.errno == errno.EACCES:
+        return f"{where} is not permitted to this user; choose one from 1024 up with {flag}"
+    if error.errno in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
+        return f"this machine has no address {', '.join(bind)}; choose one that it has with --bind"
+    return f"cannot listen on {where}: {error.strerror or error}; see --bind and {flag}"
+
+
+def _usage_error(parser: flags.Parser, text: str) -> NoReturn:
+    parser.error(text)
+
+
+def _refuse_optimised() -> int:
+    return _fail(
+        "refusing to start under 'python -O' or PYTHONOPTIMIZE: assertions are safety checks of "
+        "this server; start it without"
+    )
+
+
+def _fail(text: str) -> int:
+    print(f"holdfast: {text}", file=sys.stderr)
+    return EXIT_FAILED
+
+
+if __name__ == "__main__":
+    sys.exit(main())
