@@ -1,0 +1,103 @@
+"""Every bound of the server, with its reason. (The decoder's own stand in ``resp/decoder.py``.)
+
+Nothing in the process may grow without one of these. Relations between them are asserted below,
+so that changing one number cannot quietly break a promise that rests on two.
+"""
+
+from __future__ import annotations
+
+# -- what a client may name -------------------------------------------------------------------
+
+NAME_BYTES_MAX = 512
+"""Length of a lock's name, of a request id and of an owner: room for a path or a URL; an entry
+with three of them still fits in a network packet or two."""
+
+LOCKS_MAX = 4_000_000
+"""Locks held at a time: about 1 GB. Beyond it a grant is refused, nothing is evicted."""
+
+SEQUENCE_MAX = 2**63 - 1
+"""Largest n of an ``@client:n`` request id: fits a signed 64-bit integer everywhere."""
+
+# -- at-most-once -----------------------------------------------------------------------------
+
+CLIENT_RETENTION_MS = 3_600_000
+"""A client id idle for this long is forgotten. Clerk gives up after its deadline, seconds."""
+
+CLIENTS_MAX = 1_000_000
+"""Client ids remembered; a new one beyond it is refused, since evicting one would let its late
+copies through."""
+
+REPLY_RETENTION_MS = 600_000
+"""An opaque request id is remembered for this long, as far as the next bound leaves it."""
+
+REPLIES_MAX = 262_144
+"""Opaque request ids remembered, in two generations of half: about 70 MB. At least the last half
+of this number is always there, whatever the rate."""
+
+# -- the stream -------------------------------------------------------------------------------
+
+UNACKED_ENTRIES_MAX = 262_144
+"""Entries appended and not yet acknowledged by the backup. Beyond it work is refused with
+TRYAGAIN. A promotion skips more offsets than this, so a lost entry's token is never used again."""
+
+UNACKED_BYTES_MAX = 64 * 1024 * 1024
+"""Bytes queued on the link for a backup that does not read. Beyond it: TRYAGAIN, likewise."""
+
+HELD_BACK_BYTES_MAX = 64 * 1024 * 1024
+"""Replies held back for the backup's acknowledgement. Beyond it: TRYAGAIN, reads included."""
+
+BACKLOG_BYTES_MAX = 64 * 1024 * 1024
+"""Encoded entries kept for a backup that is catching up. One that falls further behind starts
+again with a new snapshot."""
+
+CATCH_UP_BYTES_PER_TURN = 256 * 1024
+"""Backlog or snapshot sent in one turn of the loop: a millisecond's work."""
+
+SNAPSHOT_ITEMS_PER_SLICE = 500
+"""Snapshot items encoded at a time, for the same reason."""
+
+# -- time -------------------------------------------------------------------------------------
+
+BLOCKED_MAX_MS = 10_000
+"""A reply held back for longer has its connection closed: the client asks elsewhere, with the
+same request id. Longer than either peer time-out can reasonably be set for a live pair."""
+
+STALL_DIVISOR = 2
+"""A loop that stood still for the peer's time-out divided by this may have been bypassed."""
+
+# -- connections ------------------------------------------------------------------------------
+
+CONNECTIONS_MAX = 10_000
+"""Clients at a time, as in Redis (``maxclients``)."""
+
+RECEIVE_BYTES = 64 * 1024
+"""Bytes taken from a client's socket at a time, so that none holds the loop."""
+
+OUTPUT_BYTES_MAX = 32 * 1024 * 1024
+"""Replies that a client has not read yet. Room for a pipeline of a million and a half requests
+sent before the first reply is read; beyond it the client is dropped."""
+
+PENDING_REQUESTS_MAX = 4_096
+"""Requests decoded behind a command that waits; beyond it the connection is not read."""
+
+TURN_BUDGET_NS = 5_000_000
+"""Time that one connection may take in one turn; the rest of its pipeline runs in the next."""
+
+LISTEN_QUEUE_MAX = 1_024
+"""Connections that the kernel may hold for us to accept."""
+
+CLIENT_NAME_BYTES_MAX = 256
+"""Name and library strings set by CLIENT SETNAME and SETINFO."""
+
+SLOWLOG_MAX = 128
+"""Slow requests remembered, as in Redis, unless CONFIG SET slowlog-max-len says otherwise."""
+
+SLOWLOG_LENGTH_MAX = 4_096
+"""The most that it may say: each is up to 4 KB."""
+
+CONFIG_PATTERNS_MAX = 64
+"""Patterns in one CONFIG GET: each is matched against every name, in this turn of the loop."""
+
+assert BACKLOG_BYTES_MAX > 16 * CATCH_UP_BYTES_PER_TURN, "a joining backup must be able to catch up"
+assert REPLIES_MAX % 2 == 0, "two generations of half"
+assert NAME_BYTES_MAX * 4 < 64 * 1024, "every valid request fits in an inline command"

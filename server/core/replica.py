@@ -1,0 +1,564 @@
+"""The replica: this node's role, its epoch, and which replies may leave.
+
+Theory of operation
+-------------------
+A node is EMPTY (no state), BACKUP (state, follows a stream) or PRIMARY (answers requests). It
+changes role in one function each: ``begin_history``, ``promote``, ``stand_down``, ``load``.
+
+A primary has at most one backup attached, in a phase:
+
+    SNAPSHOT -> CATCHING_UP -> REQUIRED -> PROPOSED -> MEMBER
+    '---- no reply waits ----'  '---- every reply waits ----'
+
+REQUIRED begins when the whole backlog has been sent: from then on each reply that depends on the
+state is *held back* until the backup has acknowledged the frame that went out at the end of the
+reply's own loop turn. When the first such frame is acknowledged, so is everything that was
+appended before the requirement began, and only then is the backup proposed as a member, which may
+be promoted. A backup that is lost before PROPOSED is dropped; one that is lost after it may have
+been promoted, so the primary is *blocked*: it holds everything back until its proposal to go on
+alone is decided.
+
+Rules
+-----
+C1  (I6) Held-back replies are data: a queue of (frame, connection, bytes). They leave by an ack of
+    the current epoch, or when this node is decided to be alone.
+C2  (I6) A node that stands down closes the connections of its held-back replies. It never turns
+    one into an error that reads as "not done".
+C3  (I4) A repeat is recognised before anything else is decided about a request.
+C4  (I11) What is refused with TRYAGAIN or NOREPLICAS was refused before anything was appended.
+C5  (I3) A message of a lower epoch is refused, by either side.
+C6  A node that discards its state takes a new incarnation: its old acks are promises that it can
+    no longer keep.
+
+Nothing here does IO or reads a clock: times are arguments (CLOCK_BOOTTIME in milliseconds), bytes
+to be sent are returned by ``end_turn``. State time is CLOCK_BOOTTIME plus ``_clock_offset_ms``; a
+promoted backup continues from the last entry's time plus what has passed since it arrived, so
+state time is never ahead of real time and no lease ends early (I8).
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from enum import Enum, IntEnum
+from typing import Any
+
+from ...resp.encoder import pack
+from . import limits, snapshot, stream
+from .backlog import Batch
+from .failover import Answer, Standing
+from .reply_cache import Refused
+from .state import EPOCH, FORGET, LOCK, UNDO, UNLOCK, State
+from .view import NO_VIEW, View
+
+_UNLIMITED = 2**63
+
+
+class Role(Enum):
+    """What this node is."""
+
+    EMPTY = "empty"
+    BACKUP = "backup"
+    PRIMARY = "primary"
+
+
+class Phase(IntEnum):
+    """How far the attached backup is."""
+
+    NONE = 0
+    SNAPSHOT = 1
+    CATCHING_UP = 2
+    REQUIRED = 3
+    PROPOSED = 4
+    MEMBER = 5
+
+
+class Diverged(Exception):
+    """This backup's state is not the primary's: it must stop, and never be promoted (I5)."""
+
+
+class StaleStream(Exception):
+    """A message of a lower epoch than ours (C5)."""
+
+
+HeldBack = tuple[int, int, Any, bytes]
+"""A reply that waits for the backup: frame, since when (ms), connection (opaque here), data."""
+
+
+class Replica:
+    """One node's part in the pair."""
+
+    def __init__(self, incarnation: str, min_backups: int = 0) -> None:
+        self.incarnation = incarnation
+        self.min_backups = min_backups
+        self.role = Role.EMPTY
+        self.view = NO_VIEW
+        self.state = State("", 0, 0, 0)
+        self.heard_of_history = False
+        self.stalled = False  # F4 of failover.py
+        self.stalls = 0  # how often
+        # As primary:
+        self.phase = Phase.NONE
+        self.backup = ""  # incarnation of the attached (or lost, undecided) backup
+        self.holding = False  # whether replies that depend on the state are held back
+        self.held_back: deque[HeldBack] = deque()
+        self.held_back_bytes = 0
+        self.blocked = False  # the backup is lost, and it is not decided yet who goes on
+        self.outbound: stream.Outbound | None = None
+        self._frame = 0  # goes on over all backups
+        self._required_frame = 0
+        self._stalled_at_frame = 0
+        self._offset_limit = _UNLIMITED
+        self._beat_wanted = False
+        self._messages: list[bytes] = []  # to be sent at the end of this turn
+        self._clock_offset_ms = 0
+        self._now_ms = 0
+        # The entries of this turn (first_offset 0: none yet):
+        self._first_offset = 0
+        self._fields: list[bytes] = []
+        self._answers: list[int] = []
+        # As backup:
+        self.may_promote_itself = False
+        self.synced = False  # the snapshot is loaded
+        self._loading_items = 0
+        self._checksum = 0
+        self._applied_frame = 0
+        self._acked_frame = 0
+        self._entry_arrived_ms = 0
+
+    # -- the hot path: a request on the primary --------------------------------------------------
+
+    def begin_turn(self, now_ms: int) -> None:
+        """A turn of the event loop begins: all that happens in it happens now."""
+        self._now_ms = now_ms
+
+    def request(
+        self, kind: bytes, name: bytes, reqid: bytes, owner: bytes, argument: bytes
+    ) -> int | Refused:
+        """Execute a well-formed LOCK, UNLOCK or UNDO at most once; its answer, or why not."""
+        state = self.state
+        known = state.replies.recall(UNLOCK if kind == UNDO else kind, name, reqid)
+        if known is not None:
+            return known
+        if state.offset >= self._offset_limit:
+            return Refused.TRY_AGAIN
+        if kind == LOCK:
+            if self.min_backups and self.phase is not Phase.MEMBER:
+                return Refused.NO_REPLICAS
+            if len(state.locks.held) >= limits.LOCKS_MAX and name not in state.locks.held:
+                return Refused.LOCKS_FULL
+        if not self._first_offset:
+            self._open_batch()
+        answer = state.apply(kind, name, reqid, owner, argument)
+        if self.outbound is not None:
+            self._fields += (kind, name, reqid, owner, argument)
+            self._answers.append(answer)
+        return answer
+
+    def hold_back(self, connection: Any, data: bytes) -> None:
+        """Keep what this turn has answered to ``connection`` until the backup has the turn (C1)."""
+        frame = (self.outbound.frame if self.outbound else self._frame) + 1
+        self.held_back.append((frame, self._now_ms, connection, data))
+        self.held_back_bytes += len(data)
+        self._beat_wanted = True
+
+    def end_turn(self, room_bytes: int = limits.CATCH_UP_BYTES_PER_TURN) -> bytes:
+        """Everything that is to go to the peer for this turn, in one piece.
+
+        ``room_bytes``: how much of the backlog the link can take now.
+        """
+        messages = self._messages
+        outbound = self.outbound
+        if self.blocked:
+            self._fields.clear()
+            self._answers.clear()
+            messages.clear()
+        elif outbound is not None:
+            if self._first_offset:
+                batch = self._seal(outbound)
+                if self.phase >= Phase.REQUIRED:
+                    frame = outbound.sending(batch.last_offset, self._now_ms)
+                    outbound.backlog_position = outbound.backlog.end
+                    messages.append(stream.encode_entries(self.view.epoch, frame, batch))
+                    self._beat_wanted = False
+            if self.phase is Phase.CATCHING_UP:
+                self._catch_up(outbound, room_bytes)
+            if self._beat_wanted and self.phase >= Phase.REQUIRED:
+                self._frame_message(stream.BEAT, self.state.offset)
+            self._frame = outbound.frame
+            self._beat_wanted = False
+        self._first_offset = 0
+        if not messages:
+            return b""
+        data = messages[0] if len(messages) == 1 else b"".join(messages)
+        messages.clear()
+        return data
+
+    def on_ack(self, epoch: int, frame: int, offset: int) -> list[HeldBack]:
+        """Count the backup's ack; the replies that may leave now (C1). Raises ValueError."""
+        if epoch != self.view.epoch or self.outbound is None:
+            return []  # of an earlier epoch: the ack that counts is still to come
+        outbound = self.outbound
+        outbound.on_ack(frame, offset)
+        if self.phase >= Phase.REQUIRED:
+            self._offset_limit = outbound.acked_offset + limits.UNACKED_ENTRIES_MAX
+        if self.stalled and frame > self._stalled_at_frame:
+            self.stalled = False
+        if self.phase is Phase.SNAPSHOT:
+            self.phase = Phase.CATCHING_UP
+        elif self.phase is Phase.PROPOSED and frame >= self._required_frame:
+            self.phase = Phase.MEMBER
+        held_back = self.held_back
+        released = []
+        while held_back and held_back[0][0] <= frame:
+            reply = held_back.popleft()
+            self.held_back_bytes -= len(reply[3])
+            released.append(reply)
+        return released
+
+    def _open_batch(self) -> None:
+        self._first_offset = self.state.offset + 1
+        self.state.stamp(self.view.epoch, self.state_time_ms())
+
+    def _seal(self, outbound: stream.Outbound) -> Batch:
+        batch = outbound.seal(
+            self._first_offset,
+            self.state.offset,
+            self.state.epoch,
+            self.state.time_ms,
+            self._fields,
+            self._answers,
+        )
+        self._fields.clear()
+        self._answers.clear()
+        return batch
+
+    def _frame_message(self, kind: bytes, *fields: bytes | int | str) -> int:
+        assert self.outbound is not None
+        frame = self.outbound.sending(self.state.offset, self._now_ms)
+        self._messages.append(pack((kind, self.view.epoch, frame, *fields)))
+        return frame
+
+    # -- the primary's own entries ---------------------------------------------------------------
+
+    def forget(self) -> None:
+        """Append the entries that are due: forgetting what is old enough (R4)."""
+        assert self.role is Role.PRIMARY
+        if self.state.offset >= self._offset_limit:
+            return
+        replies, now_ms = self.state.replies, self.state_time_ms()
+        if replies.replies_due(now_ms):
+            self._append(FORGET, b"r")
+        if replies.clients_due(now_ms):
+            self._append(FORGET, b"c")
+
+    def _append(self, kind: bytes, argument: bytes) -> None:
+        if not self._first_offset:
+            self._open_batch()
+        answer = self.state.apply(kind, b"", b"", b"", argument)
+        if self.outbound is not None:
+            self._fields += (kind, b"", b"", b"", argument)
+            self._answers.append(answer)
+
+    def state_time_ms(self) -> int:
+        """State time of this turn (for a backup: an estimate that is never ahead)."""
+        return max(self._now_ms + self._clock_offset_ms, self.state.time_ms)
+
+    # -- the primary and its backup --------------------------------------------------------------
+
+    def attach(self, incarnation: str) -> snapshot.Cut:
+        """A backup joins: cut a snapshot for it. What is appended from now on goes to it later."""
+        assert self.role is Role.PRIMARY and self.phase is Phase.NONE, (self.role, self.phase)
+        assert not self._first_offset, "between two turns: no entry is half in the snapshot"
+        self.backup = incarnation
+        self.phase = Phase.SNAPSHOT
+        self.outbound = stream.Outbound(self._frame, self.state.offset)
+        cut = snapshot.Cut(self.state)
+        header = tuple(cut.header)
+        self._messages.append(pack((stream.BEGIN, self.view.epoch, self.incarnation, *header)))
+        return cut
+
+    def snapshot_sent(self) -> None:
+        """The last item of the snapshot is on its way: END, which the backup will acknowledge."""
+        assert self.phase is Phase.SNAPSHOT and self.outbound is not None
+        frame = self.outbound.sending(self.outbound.acked_offset, self._now_ms)
+        self._messages.append(pack((stream.END, self.view.epoch, frame)))
+
+    def _catch_up(self, outbound: stream.Outbound, room_bytes: int) -> None:
+        """Send backlog as far as there is room; when all of it is sent, acks become required."""
+        while room_bytes > 0 and outbound.backlog_position < outbound.backlog.end:
+            batch = outbound.backlog.batch_at(outbound.backlog_position)
+            if batch is None:
+                raise BacklogOverrun
+            frame = outbound.sending(batch.last_offset, self._now_ms)
+            self._messages.append(stream.encode_entries(self.view.epoch, frame, batch))
+            outbound.backlog_position += 1
+            room_bytes -= len(batch.payload)
+        if outbound.backlog_position == outbound.backlog.end:
+            self.phase = Phase.REQUIRED
+            self.holding = True
+            self._offset_limit = outbound.acked_offset + limits.UNACKED_ENTRIES_MAX
+            self._required_frame = self._frame_message(stream.BEAT, self.state.offset)
+
+    def proposal(self) -> View | None:
+        """The view to propose now that the joining backup has everything; None: not yet."""
+        if self.phase is not Phase.REQUIRED or self.outbound is None:
+            return None
+        if self.outbound.acked_frame < self._required_frame:
+            return None
+        return self.view.joined_by(self.backup)
+
+    def admit(self, view: View, *, may_promote_itself: bool) -> None:
+        """The view with the backup in it stands: tell it. From here on it may be promoted."""
+        assert self.phase is Phase.REQUIRED and view.epoch == self.view.epoch + 1
+        assert view.primary == self.incarnation and self.backup in view.members
+        self.view = view
+        self.phase = Phase.PROPOSED
+        members = ",".join(view.members)
+        self._required_frame = self._frame_message(
+            stream.VIEW, view.primary, members, int(may_promote_itself)
+        )
+
+    def echo(self, number: bytes) -> None:
+        """Answer the peer's PROBE."""
+        self._messages.append(pack((stream.ECHO, number)))
+
+    def beat(self) -> None:
+        """Time for a sign of life: a frame goes out this turn unless one is on its way."""
+        if self.outbound is not None and not self.outbound.unacked:
+            self._beat_wanted = True
+
+    def drop_joining_backup(self) -> list[HeldBack]:
+        """A backup that was not yet proposed is lost: nothing depends on it (C1)."""
+        assert self.phase in (Phase.SNAPSHOT, Phase.CATCHING_UP, Phase.REQUIRED), self.phase
+        return self._without_backup()
+
+    def lose_link(self) -> None:
+        """The link to a backup that may have been promoted broke: nothing leaves until it is
+        decided who goes on. What is appended meanwhile reaches the backup with a new snapshot."""
+        assert self.phase in (Phase.PROPOSED, Phase.MEMBER), self.phase
+        self.blocked = True
+
+    def drop_overdue(self) -> list[HeldBack]:
+        """Held back for too long: these connections are to be closed, their clients ask again."""
+        overdue = []
+        while self.held_back and self._now_ms - self.held_back[0][1] > limits.BLOCKED_MAX_MS:
+            reply = self.held_back.popleft()
+            self.held_back_bytes -= len(reply[3])
+            overdue.append(reply)
+        return overdue
+
+    def go_alone(self, view: View) -> list[HeldBack]:
+        """The view of this primary alone stands: everything held back may leave."""
+        assert self.role is Role.PRIMARY and view == self.view.alone(self.incarnation), view
+        self.view = view
+        self.stalled = False
+        return self._without_backup()
+
+    def _without_backup(self) -> list[HeldBack]:
+        if self.outbound is not None:
+            self._frame = self.outbound.frame
+        self.outbound = None
+        self.phase = Phase.NONE
+        self.backup = ""
+        self.holding = self.blocked = False
+        self._beat_wanted = False
+        self._offset_limit = _UNLIMITED
+        self._fields.clear()
+        self._answers.clear()
+        self._messages.clear()
+        released = list(self.held_back)
+        self.held_back.clear()
+        self.held_back_bytes = 0
+        return released
+
+    def note_stall(self) -> None:
+        """This node's loop stood still for long: it may have been bypassed (F4)."""
+        if self.role is Role.EMPTY or len(self.view.members) < 2:
+            return
+        self.stalled = True
+        self.stalls += 1
+        self._stalled_at_frame = self.outbound.frame if self.outbound else self._frame
+
+    # -- the backup ------------------------------------------------------------------------------
+
+    def load(self, epoch: int, primary: str, header: snapshot.Header) -> None:
+        """A snapshot begins: drop what is here (C6: under the incarnation it joined with)."""
+        assert self.role is not Role.PRIMARY
+        if epoch < self.view.epoch:
+            raise StaleStream(f"snapshot of epoch {epoch}, here is {self.view.epoch}")
+        self.role = Role.BACKUP
+        self.heard_of_history = True
+        self.synced = False
+        self.may_promote_itself = False
+        self.stalled = False
+        self.view = View(epoch, primary, (primary,))
+        self.state = snapshot.restore(header)
+        self._loading_items = header.items
+        self._checksum = 0
+        self._applied_frame = self._acked_frame = 0
+
+    def load_items(self, fields: list[bytes]) -> None:
+        """Some of the snapshot's items."""
+        self._loading_items -= snapshot.load(self.state, fields)
+
+    def load_end(self, epoch: int, frame: int, now_ms: int) -> None:
+        """The snapshot is complete. Raises Diverged if it is not."""
+        self._check_epoch(epoch)
+        if self._loading_items:
+            raise Diverged(f"snapshot ended {self._loading_items} items short")
+        self.synced = True
+        self._applied_frame = frame
+        self._entry_arrived_ms = now_ms
+        self._clock_offset_ms = self.state.time_ms - now_ms
+
+    def on_entries(self, header: bytes, payload: bytes, fields: list[bytes], now_ms: int) -> None:
+        """Apply one ENTRIES frame. Raises StaleStream, Diverged."""
+        (stream_epoch, frame, first, last, epoch, time_ms, checksum) = stream.decode_entries(header)
+        self._check_frame(stream_epoch, frame)
+        assert first == self.state.offset + 1, (first, self.state.offset)  # paired: sender's seal
+        answers = self.state.apply_batch(first, epoch, time_ms, fields)
+        self._checksum = stream.chain(self._checksum, payload, answers)
+        if self._checksum != checksum or self.state.offset != last:
+            raise Diverged(
+                f"at offset {self.state.offset} the checksum is {self._checksum}, "
+                f"the primary's at {last} is {checksum}"
+            )
+        self._applied_frame = frame
+        self._entry_arrived_ms = now_ms
+        self._clock_offset_ms = time_ms - now_ms
+
+    def on_beat(self, epoch: int, frame: int, offset: int) -> None:
+        """A frame without entries. Raises StaleStream, Diverged."""
+        self._check_frame(epoch, frame)
+        if offset != self.state.offset:
+            raise Diverged(f"applied up to {self.state.offset}, the primary is at {offset}")
+        self._applied_frame = frame
+
+    def on_view(self, epoch: int, frame: int, primary: str, members: str, auto: bool) -> None:
+        """The primary's new view. Raises StaleStream, Diverged."""
+        if epoch < self.view.epoch:
+            raise StaleStream(f"view of epoch {epoch}, here is {self.view.epoch}")
+        if frame != self._applied_frame + 1:
+            raise Diverged(f"frame {frame} after {self._applied_frame}")
+        self.view = View(epoch, primary, tuple(members.split(",")))
+        self.may_promote_itself = auto
+        self._applied_frame = frame
+
+    def ack(self) -> bytes:
+        """What acknowledges everything applied so far; empty if that was already said."""
+        if self._applied_frame == self._acked_frame:
+            return b""
+        self._acked_frame = self._applied_frame
+        return pack((stream.ACK, self.view.epoch, self._applied_frame, self.state.offset))
+
+    def _check_epoch(self, epoch: int) -> None:
+        if epoch < self.view.epoch:
+            raise StaleStream(f"stream of epoch {epoch}, here is {self.view.epoch}")
+
+    def _check_frame(self, epoch: int, frame: int) -> None:
+        self._check_epoch(epoch)
+        if epoch != self.view.epoch or frame != self._applied_frame + 1:
+            raise Diverged(
+                f"frame {frame} of epoch {epoch} after frame {self._applied_frame} "
+                f"of epoch {self.view.epoch}"
+            )
+
+    # -- changes of role: one function each ------------------------------------------------------
+
+    def begin_history(self, history: str, wall_clock_us: int) -> None:
+        """EMPTY to PRIMARY: the first primary of a new history (the caller has made sure, F5)."""
+        assert self.role is Role.EMPTY, self.role
+        self.role = Role.PRIMARY
+        self.heard_of_history = True
+        self.view = View(1, self.incarnation, (self.incarnation,))
+        self._clock_offset_ms = 0
+        self.state = State(history, wall_clock_us, 1, self._now_ms)
+
+    @property
+    def is_member(self) -> bool:
+        """Whether this node may be promoted: it has everything that was ever answered."""
+        return self.synced and self.incarnation in self.view.members
+
+    def promote(self, view: View, wall_clock_us: int) -> None:
+        """BACKUP to PRIMARY, alone: the view that says so stands."""
+        assert self.role is Role.BACKUP and self.is_member, (self.role, self.view)
+        assert view == self.view.alone(self.incarnation), (view, self.view)
+        self._become_primary(view, wall_clock_us)
+
+    def promote_by_force(self, wall_clock_us: int) -> None:
+        """BACKUP to PRIMARY on an operator's word, whatever that loses."""
+        assert self.role is Role.BACKUP and self.synced, (self.role, self.synced)
+        self._become_primary(self.view.alone(self.incarnation), wall_clock_us)
+
+    def _become_primary(self, view: View, wall_clock_us: int) -> None:
+        self.role = Role.PRIMARY
+        self.view = view
+        self.stalled = False
+        self.phase = Phase.NONE
+        self.synced = False
+        offset = self.state.next_epoch_offset(wall_clock_us)
+        self._append(EPOCH, b"%d" % offset)
+        self._first_offset = 0
+        assert self.state.offset == offset, "the skip is an entry like any other (I7)"
+
+    def stand_down(self, incarnation: str) -> list[HeldBack]:
+        """PRIMARY to EMPTY: another view stands. The held-back replies, whose connections are to
+        be closed without a word (C2). ``incarnation``: the new one (C6)."""
+        assert self.role is Role.PRIMARY, self.role
+        abandoned = self._without_backup()
+        self.discard(incarnation)
+        return abandoned
+
+    def discard(self, incarnation: str) -> None:
+        """Drop the state, and with it this incarnation (C6)."""
+        self.role = Role.EMPTY
+        self.incarnation = incarnation
+        self.state = State("", 0, 0, 0)
+        self.synced = False
+        self.stalled = False
+        self._first_offset = 0
+
+    def renew_incarnation(self, incarnation: str) -> None:
+        """This backup will join anew, and then discard its state: it is no member any more (C6)."""
+        assert self.role is not Role.PRIMARY
+        self.incarnation = incarnation
+        self.may_promote_itself = False
+        self.stalled = False
+
+    # -- what the peer is told -------------------------------------------------------------------
+
+    def answer(self, proposer: str = "", epoch: int = 0) -> Answer:
+        """Answer the peer's ASK, or its proposal of a view of itself alone in ``epoch`` (F1)."""
+        accepted = (
+            self.role is Role.BACKUP
+            and proposer == self.view.primary != ""
+            and epoch == self.view.epoch + 1
+        )
+        if accepted:
+            self.view = View(epoch, proposer, (proposer,))
+            self.may_promote_itself = False
+        return Answer(self.incarnation, self._standing(), accepted, self.view)
+
+    def _standing(self) -> Standing:
+        if self.role is Role.PRIMARY:
+            return Standing.SERVING
+        if self.role is Role.BACKUP and self.synced:
+            return Standing.STATE
+        return Standing.HEARD if self.heard_of_history else Standing.BLANK
+
+    @property
+    def mode(self) -> str:
+        """One word for ``INFO replication``."""
+        if self.role is Role.PRIMARY:
+            if self.blocked:
+                return "blocked"
+            if self.phase is Phase.NONE:
+                return "solo"
+            return "paired" if self.phase is Phase.MEMBER else "joining"
+        if self.role is Role.BACKUP:
+            return "paired" if self.is_member else "joining"
+        return "loading"
+
+
+class BacklogOverrun(Exception):
+    """The joining backup is slower than the writes: its snapshot has to be cut anew."""

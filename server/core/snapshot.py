@@ -1,0 +1,131 @@
+"""Snapshots: the whole state as it was at one offset, cut without stopping service.
+
+A ``Cut`` copies the lists of *keys* (ten milliseconds for a million) and walks them in slices while
+the state moves on. A value that is about to change before its key was reached is saved first: the
+tables call that ``before_cut``, and it is the only trace of a snapshot in them. Keys that come
+later are not in the lists; opaque replies never change, and a generation of them that is dropped
+meanwhile is kept alive by the cut. Every item has seven fields, so a slice is one flat list:
+
+    L  name    fencing token  reqid    owner  granted_at_ms  -
+    C  client  sequence       command  name   answer         generation (1 young, 0 old)
+    R  name    -              reqid    -      answer         generation + command
+
+``restore`` is the way back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import islice
+from typing import NamedTuple
+
+from .reply_cache import Record, RequestKey
+from .state import State
+
+ITEM_FIELDS = 7
+
+
+class Header(NamedTuple):
+    """What a snapshot says before its items. ``epoch`` and times are the state's own."""
+
+    history: str
+    offset: int
+    epoch: int
+    time_ms: int
+    clients_since_ms: int
+    replies_since_ms: int
+    old_replies_since_ms: int
+    items: int
+
+
+class Cut:
+    """One snapshot being sent. At most one at a time on a state; ``close`` it in any case."""
+
+    def __init__(self, state: State) -> None:
+        locks, replies = state.locks, state.replies
+        assert locks.before_cut is None and replies.before_cut is None, "one cut at a time"
+        locks.before_cut = {}
+        replies.before_cut = {}
+        self._state = state
+        self.header = Header(
+            state.history,
+            state.offset,
+            state.epoch,
+            state.time_ms,
+            replies.clients_since_ms,
+            replies.replies_since_ms,
+            replies.old_replies_since_ms,
+            sum(
+                (
+                    len(locks.held),
+                    len(replies.clients) + len(replies.old_clients),
+                    len(replies.replies) + len(replies.old_replies),
+                )
+            ),
+        )
+        self._items = self._walk(
+            list(locks.held),
+            [(table, list(table)) for table in (replies.old_clients, replies.clients)],
+            [(table, list(table)) for table in (replies.old_replies, replies.replies)],
+        )
+
+    def slice(self, items_max: int) -> list[bytes | int]:
+        """The next items, flat; empty when all are sent."""
+        return [field for item in islice(self._items, items_max) for field in item]
+
+    def close(self) -> None:
+        """Let the tables forget about the cut."""
+        self._state.locks.before_cut = None
+        self._state.replies.before_cut = None
+
+    def _walk(
+        self,
+        names: list[bytes],
+        clients: list[tuple[dict[bytes, Record], list[bytes]]],
+        replies: list[tuple[dict[RequestKey, int], list[RequestKey]]],
+    ) -> Iterator[tuple[bytes | int, ...]]:
+        # Generations are walked as the dicts they were at the cut: rotated out, they live on here.
+        held = self._state.locks.held
+        saved_grants = self._state.locks.before_cut
+        saved_records = self._state.replies.before_cut
+        assert saved_grants is not None and saved_records is not None
+        for name in names:
+            # What was saved comes first: the name may have been released and granted again.
+            token, reqid, owner, granted_at_ms = saved_grants.get(name) or held[name]
+            yield b"L", name, token, reqid, owner, granted_at_ms, b""
+        for generation, (records, names) in enumerate(clients):
+            for client in names:
+                sequence, command, name, answer = saved_records.get(client) or records[client]
+                yield b"C", client, sequence, command, name, answer, generation
+        for generation, (answers, keys) in enumerate(replies):
+            for key in keys:
+                command, name, reqid = key
+                yield b"R", name, b"", reqid, b"", answers[key], b"%d%b" % (generation, command)
+
+
+def restore(header: Header) -> State:
+    """An empty state that stands where the snapshot was cut; fill it with ``load``."""
+    state = State(header.history, header.offset, header.epoch, header.time_ms)
+    state.replies.clients_since_ms = header.clients_since_ms
+    state.replies.replies_since_ms = header.replies_since_ms
+    state.replies.old_replies_since_ms = header.old_replies_since_ms
+    return state
+
+
+def load(state: State, fields: list[bytes]) -> int:
+    """Put one slice of items into ``state``; how many they were."""
+    locks, replies = state.locks, state.replies
+    field = iter(fields)
+    items = 0
+    for kind, key, number, reqid, other, value, tag in zip(*[field] * ITEM_FIELDS, strict=True):
+        items += 1
+        if kind == b"L":
+            locks.held[key] = (int(number), reqid, other, int(value))
+        elif kind == b"C":
+            clients = replies.clients if tag == b"1" else replies.old_clients
+            clients[key] = Record(int(number), reqid, other, int(value))
+        else:
+            assert kind == b"R", f"unknown kind of snapshot item {kind!r}"
+            table = replies.replies if tag[:1] == b"1" else replies.old_replies
+            table[tag[1:], key, reqid] = int(value)
+    return items
