@@ -1,0 +1,8 @@
+"""The commands, one file a family; importing them fills the table."""
+
+from __future__ import annotations
+
+
+def load() -> None:
+    """Declare all commands, once."""
+    from . import basic, locks, peers, replication  # noqa: F401

@@ -1,0 +1,439 @@
+"""One client's connection: bytes in, requests, replies, bytes out.
+
+This file is the way of every request::
+
+    on_readable -> decoder.feed -> _run -> command.handler -> core -> a reply
+                                             |                         |
+                             (end of the loop turn) flush <-- may go now, or once the backup has it
+
+Everything here runs in callbacks of the event loop, to completion: no greenlet switch can happen
+between decoding a request and queueing its reply. That is the whole locking protocol of the
+server (a test traces it). A command whose answer takes time returns None after ``pause``; whoever
+calls ``resume`` later looks again at epoch and role first.
+
+The commands on locks are counted, not timed: a clock would cost a tenth of what they take. A few of
+them each second are, as samples.
+
+Replies leave in the order of their requests. One that may go now stands behind one that is held
+back. Replies are written once per loop turn.
+"""
+
+from __future__ import annotations
+
+import logging
+import socket
+from collections import deque
+from time import perf_counter_ns, time
+from typing import TYPE_CHECKING, Any
+
+from ..resp import encoder
+from ..resp.decoder import Decoder
+from .commands.table import Command, find, wrong_arity
+from .core import limits
+from .poller import READ, WRITE
+
+if TYPE_CHECKING:
+    from .node import Node
+
+log = logging.getLogger(__name__)
+
+
+class Connection:
+    """A client. ``protocol`` is 2, or 3 after ``HELLO 3``."""
+
+    __slots__ = (
+        "_decoder",
+        "_events",
+        "_feed",
+        "_held",
+        "_held_batches",
+        "_out",
+        "_pending",
+        "_queued",
+        "_receive",
+        "_send",
+        "_unsent",
+        "address",
+        "bytes_in",
+        "bytes_out",
+        "closed",
+        "closing",
+        "created_s",
+        "flags",
+        "id",
+        "last_active_s",
+        "last_command",
+        "last_subcommand",
+        "library_name",
+        "library_version",
+        "local_address",
+        "name",
+        "node",
+        "paused",
+        "protocol",
+        "silent",
+        "sock",
+    )
+
+    def __init__(self, node: Node, sock: socket.socket, address: str, number: int) -> None:
+        self.node = node
+        self.sock = sock
+        self.id = number
+        self.address = address
+        self.local_address = format_address(sock.getsockname())
+        self.protocol = 2
+        self.name = b""
+        self.library_name = b""
+        self.library_version = b""
+        self.flags: set[str] = set()  # letters of CLIENT LIST beyond N
+        self.created_s = self.last_active_s = time()
+        self.last_command: Command | None = None
+        self.last_subcommand: Command | None = None
+        self.bytes_in = 0
+        self.bytes_out = 0
+        self.closed = False
+        self.closing = False  # close once everything is written
+        self.paused = False  # a command is waiting: the pipeline behind it too
+        self.silent = ""  # CLIENT REPLY "off", or "skip": the next reply only
+        self._decoder = Decoder()
+        self._out: list[bytes] = []  # may go now
+        self._held: list[bytes] = []  # only once the backup has this turn
+        self._held_batches = 0  # how many earlier turns' replies are held back
+        self._unsent = bytearray()  # what the socket did not take
+        self._pending: deque[list[bytes]] = deque()  # requests behind a pause
+        self._queued = False  # in the node's list for the end of this turn
+        self._receive, self._send, self._feed = sock.recv, sock.send, self._decoder.feed
+        self._events = READ
+        node.poller.register(sock.fileno(), self.on_readable, self._on_writable)
+
+    # -- in --------------------------------------------------------------------------------------
+
+    def on_readable(self) -> None:
+        """Take what has arrived, and answer the whole requests in it."""
+        try:
+            data = self._receive(limits.RECEIVE_BYTES)
+        except BlockingIOError:
+            return
+        except OSError as error:
+            self.close(f"read failed: {error}")
+            return
+        if not data:
+            self.close("closed by the client")
+            return
+        self.bytes_in += len(data)
+        requests = self._feed(data)
+        if self.paused or self._pending:
+            self._pending.extend(requests)
+            if len(self._pending) > limits.PENDING_REQUESTS_MAX:
+                self._watch(self._events & ~READ)
+        elif requests:
+            self._run(requests)
+        if self._decoder.error is not None and not self._pending and not self.paused:
+            self._answer_protocol_error()
+
+    def _answer_protocol_error(self) -> None:
+        if self.closing or self.closed:
+            return
+        log.info("client %s: protocol error: %s", self.address, self._decoder.error)
+        self.node.stats.protocol_errors += 1
+        self.reply(encoder.error(f"ERR Protocol error: {self._decoder.error}"))
+        self.close_after_replies()
+
+    def _run(self, requests: list[list[bytes]]) -> None:
+        """Execute requests and queue their replies, until one has to wait or the turn is over.
+
+        The commands on locks are in ``node.hot`` while this node is the primary, and take the short
+        way; all others, and all other nodes, go through ``_run_other``.
+        """
+        if self.silent:
+            self._run_silently(requests)
+            return
+        node = self.node
+        hot = node.hot.get
+        holding = node.replica.holding
+        queue = self._held if holding or self._held or self._held_batches else self._out
+        sample = node.sample_due
+        started = perf_counter_ns() if sample else 0
+        command = None
+        done = 0
+        for argv in requests:
+            done += 1
+            command = hot(argv[0])
+            if command is None:
+                if self._run_other(argv):
+                    break
+                continue
+            command.calls += 1
+            reply = command.handler(self, argv)
+            if reply is not None:
+                queue.append(reply)
+            elif self.paused:
+                break
+        if command is not None:
+            self.last_command = command
+            if sample:
+                node.sample_due = False
+                command.add_sample(perf_counter_ns() - started, done)
+        self.last_active_s = node.wall_s
+        if holding:
+            node.turn_holds = True
+        if done < len(requests):
+            self._leave(requests[done:])
+        if not self._queued:
+            # Writing right here would be simpler, and costs twice the system time: each write wakes
+            # the client, while all of a turn's writes in a row wake it once.
+            self._queued = True
+            node.turn_connections.append(self)
+
+    def _run_other(self, argv: list[bytes]) -> bool:
+        """Execute any request, and queue its reply; whether to stop behind it for now."""
+        node = self.node
+        reply, waits = self._execute(argv)
+        if reply is not None:
+            if waits:
+                self._held.append(reply)
+            else:
+                self.reply(reply)
+        return (
+            self.paused
+            or self.closing
+            or self.closed
+            or bool(self.silent)
+            or node.turn_spent_ns > limits.TURN_BUDGET_NS
+        )
+
+    def _execute(self, argv: list[bytes]) -> tuple[bytes | None, bool]:
+        """Find, check, time and count a command; its reply, and whether that has to wait for the
+        backup."""
+        node = self.node
+        waits = False
+        command = find(argv)
+        if command is None:
+            reply = node.unknown_command(self, argv)
+        elif not command.arguments_min <= len(argv) <= command.arguments_max:
+            command.rejected_calls += 1
+            reply = wrong_arity(command)
+        elif command.depends_on_state and node.gate is not None:
+            command.rejected_calls += 1
+            reply = node.gate
+        else:
+            self.last_command = command
+            started = perf_counter_ns()
+            reply = command.handler(self, argv)
+            spent = perf_counter_ns() - started
+            command.calls += 1
+            command.nanoseconds += spent
+            node.turn_spent_ns += spent
+            if spent > node.slow_ns:
+                node.note_slow(self, argv, spent)
+            waits = command.depends_on_state and node.replica.holding
+        if reply is not None and reply[0] == 45:  # "-"
+            node.stats.count_error(reply)
+            if command is not None:
+                command.failed_calls += 1
+        return reply, waits
+
+    def _run_silently(self, requests: list[list[bytes]]) -> None:
+        """Behind CLIENT REPLY OFF or SKIP: execute, and drop the replies."""
+        for position, argv in enumerate(requests, 1):
+            silent = self.silent
+            reply, _ = self._execute(argv)
+            if silent == "skip" and self.silent == "skip" and reply is not None:
+                self.silent = ""  # that one reply was it
+            elif reply is not None and not self.silent:
+                self.reply(reply)  # CLIENT REPLY ON answers
+            if self.paused or self.closing or self.closed or not self.silent:
+                self._leave(requests[position:])
+                return
+
+    def _leave(self, requests: list[list[bytes]]) -> None:
+        """Keep requests for when the pause is over, or for the next turn."""
+        if self.closing or self.closed:
+            return
+        self._pending.extend(requests)
+        if not self.paused:
+            self.node.resume_next_turn(self)
+
+    # -- waiting ---------------------------------------------------------------------------------
+
+    def pause(self) -> None:
+        """The command being executed will be answered later: nothing behind it runs until then."""
+        self.paused = True
+
+    def resume(self, reply: bytes, *, held_back: bool = False) -> None:
+        """Answer the command that paused, and go on with what came behind it."""
+        if self.closed:
+            return
+        assert self.paused, "only a paused connection can be resumed"
+        self.paused = False
+        if self.silent:
+            pass
+        elif held_back and self.node.replica.holding:
+            self._held.append(reply)
+            self.node.turn_holds = True
+            self._queue()
+        else:
+            self.reply(reply)
+        self.run_pending()
+
+    def run_pending(self) -> None:
+        """Execute what waits behind a pause that is over."""
+        if self.closed or self.paused:
+            return
+        requests = list(self._pending)
+        self._pending.clear()
+        if requests:
+            self._run(requests)
+        if not self._pending and not self.paused and not self.closed:
+            if self._decoder.error is not None:
+                self._answer_protocol_error()
+            elif not self.closing:
+                self._watch(self._events | READ)
+
+    # -- out -------------------------------------------------------------------------------------
+
+    def reply(self, data: bytes) -> None:
+        """Queue a reply that may go now, behind whatever is held back."""
+        if self.closed:
+            return
+        (self._held if self._held or self._held_batches else self._out).append(data)
+        self._queue()
+
+    def reply_held_back(self, data: bytes) -> None:
+        """The same for a reply that depends on the state."""
+        if self.node.replica.holding and not self.closed:
+            self._held.append(data)
+            self.node.turn_holds = True
+            self._queue()
+        else:
+            self.reply(data)
+
+    def error(self, reply: bytes) -> bytes:
+        """Count an error reply of a hot command, and hand it back."""
+        self.node.stats.count_error(reply)
+        return reply
+
+    def refuse(self, error: bytes) -> None:
+        """Queue an error that neither depends on the state nor waits for the backup. None: what a
+        handler returns that has answered by itself."""
+        self.node.stats.count_error(error)
+        self.reply(error)
+
+    def _queue(self) -> None:
+        if not self._queued:
+            self._queued = True
+            self.node.turn_connections.append(self)
+
+    def take_held(self) -> bytes:
+        """The replies of this turn that must wait for the backup; empty if there are none."""
+        held = self._held
+        if not held:
+            return b""
+        data = held[0] if len(held) == 1 else b"".join(held)
+        held.clear()
+        self._held_batches += 1
+        return data
+
+    def release(self, data: bytes) -> None:
+        """Replies of an earlier turn may leave now."""
+        if self.closed:
+            return
+        self._held_batches -= 1
+        self._out.append(data)
+        self._queue()
+
+    def flush(self) -> None:
+        """Write what may go, once in a loop turn."""
+        self._queued = False
+        out = self._out
+        if out:
+            data = out[0] if len(out) == 1 else b"".join(out)
+            out.clear()
+            if self._unsent:
+                sent = 0
+            else:
+                try:
+                    sent = self._send(data)
+                except BlockingIOError:
+                    sent = 0
+                except OSError as error:
+                    self.close(f"write failed: {error}")
+                    return
+                self.bytes_out += sent
+            if sent < len(data):
+                self._keep_unsent(memoryview(data)[sent:])
+        if self.closing and not self._unsent and not self._held_batches and not self._held:
+            self.close("closed by the server")
+
+    def _keep_unsent(self, data: memoryview) -> None:
+        """The client does not read as fast as it asks: keep the rest, within the bound."""
+        self._unsent += data
+        if len(self._unsent) > limits.OUTPUT_BYTES_MAX:
+            self.node.stats.output_overflows += 1
+            self.close(f"it left {len(self._unsent)} bytes of replies unread")
+        else:
+            self._watch(self._events | WRITE)
+
+    def _watch(self, events: int) -> None:
+        if events != self._events:
+            self._events = events
+            self.node.poller.watch(self.sock.fileno(), events)
+
+    def _on_writable(self) -> None:
+        try:
+            sent = self._send(self._unsent)
+        except BlockingIOError:
+            return
+        except OSError as error:
+            self.close(f"write failed: {error}")
+            return
+        self.bytes_out += sent
+        del self._unsent[:sent]
+        if not self._unsent:
+            self._watch(self._events & ~WRITE)
+            self._queue()  # flush closes it if it is to be closed
+
+    @property
+    def output_bytes(self) -> int:
+        """Replies that the client has not read yet."""
+        return len(self._unsent)
+
+    @property
+    def input_bytes(self) -> int:
+        """What is held of a request that is not complete yet."""
+        return self._decoder.buffered_bytes
+
+    # -- the end ---------------------------------------------------------------------------------
+
+    def close_after_replies(self) -> None:
+        """Close once every reply so far has left; nothing more is read."""
+        self.closing = True
+        self._pending.clear()
+        self._watch(self._events & ~READ)
+        self._queue()
+
+    def close(self, why: str) -> None:
+        """Close now. Replies that are held back are dropped: "not done" is never implied."""
+        if self.closed:
+            return
+        sock = self.detach(why)
+        sock.close()
+
+    def detach(self, why: str) -> socket.socket:
+        """Take the socket away from the event loop, to close it or to make it a link."""
+        self.closed = True
+        self.node.poller.unregister(self.sock.fileno())
+        self._out.clear()
+        self._held.clear()
+        self._pending.clear()
+        self._unsent.clear()
+        self.node.forget_connection(self, why)
+        return self.sock
+
+
+def format_address(address: Any) -> str:
+    """A socket address as CLIENT LIST and the log show it."""
+    if isinstance(address, tuple):
+        host, port = address[0], address[1]
+        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    return str(address) or "unix"

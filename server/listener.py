@@ -1,0 +1,75 @@
+"""Listening sockets: accept clients, within the bound on their number."""
+
+from __future__ import annotations
+
+import errno
+import socket
+from collections.abc import Callable
+from typing import Any
+
+from .core import limits
+
+_ACCEPTS_PER_TURN = 100
+_PAUSE_S = 0.1  # when the process is out of file descriptors
+
+
+class Listener:
+    """One listening socket. ``on_accept`` gets each new socket and its address."""
+
+    def __init__(
+        self,
+        loop: Any,
+        host: str,
+        port: int,
+        on_accept: Callable[[socket.socket, Any], None],
+        on_trouble: Callable[[str], None],
+    ) -> None:
+        """Bind and listen. Raises OSError."""
+        family, kind, _, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        self._sock = socket.socket(family, kind)
+        try:
+            self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                self._sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            self._sock.setblocking(False)
+            self._sock.bind(address)
+            self._sock.listen(limits.LISTEN_QUEUE_MAX)
+        except OSError:
+            self._sock.close()
+            raise
+        self.host, self.port = self._sock.getsockname()[:2]
+        self._on_accept = on_accept
+        self._on_trouble = on_trouble
+        self._timer = loop.timer(_PAUSE_S)
+        self._watcher = loop.io(self._sock.fileno(), 1)
+        self._watcher.start(self._on_readable)
+
+    def _on_readable(self) -> None:
+        for _ in range(_ACCEPTS_PER_TURN):
+            try:
+                sock, address = self._sock.accept()
+            except BlockingIOError:
+                return
+            except OSError as error:
+                if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
+                    self._on_trouble(f"cannot accept connections for now: {error}")
+                    self._watcher.stop()
+                    self._timer.start(self._resume)
+                    return
+                continue  # that connection is gone already
+            sock.setblocking(False)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            self._on_accept(sock, address)
+
+    def _resume(self) -> None:
+        self._timer.stop()
+        self._watcher.start(self._on_readable)
+
+    def close(self) -> None:
+        """Stop listening."""
+        self._timer.stop()
+        self._watcher.stop()
+        self._watcher.close()
+        self._sock.close()

@@ -1,0 +1,336 @@
+"""One node: the event loop's turns, the clients, and the ways in which a process ends.
+
+A turn of the loop::
+
+    begin_turn      the clock is read: all that happens in this turn happens at this time
+      callbacks     bytes are read, requests executed, acks counted; replies are queued
+    end_turn        what waits for the backup is set aside under the number of the turn's frame,
+                    the frame goes to the peer in one write, then every client's replies in one
+                    write each
+
+State is touched only from these callbacks, and each runs to completion (docs/protocol.md,
+"Concurrency").
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+import os
+import signal
+import socket
+import sys
+import time
+import traceback
+from types import TracebackType
+from typing import Any
+
+import gevent
+import gevent.event
+
+from ..resp import encoder
+from . import clock, commands
+from . import log as log_setup
+from .commands import table
+from .config import Address, Config
+from .connection import Connection, format_address
+from .core import limits
+from .core.replica import Replica, Role
+from .core.reply_cache import Refused
+from .listener import Listener
+from .pairing import Pairing, new_incarnation
+from .poller import Poller
+from .stats import SlowRequest, Stats
+
+log = logging.getLogger(__name__)
+
+_DRAIN_S = 1.0  # how long an orderly stop waits for the replies that are under way
+EXIT_FAILED = 70  # EX_SOFTWARE: our own bug, or a state that cannot be trusted
+
+
+class Node:
+    """A lock server. ``start`` it, then ``run`` it to its end."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.hub = gevent.get_hub()
+        self.loop: Any = self.hub.loop
+        self.port = config.port
+        self.replica = Replica(new_incarnation(), config.min_backups)
+        self.pairing = Pairing(self, self.replica)
+        self.stats = Stats()
+        commands.load()
+        self.hot: dict[bytes, table.Command] = {}  # see Connection._run
+        self.poller = Poller(self.loop)
+        self.connections: dict[int, Connection] = {}
+        self.connections_max = limits.CONNECTIONS_MAX
+        self.slow_ns = 10_000_000  # CONFIG slowlog-log-slower-than
+        self.gate: bytes | None = None  # the answer to all that depends on state; None: execute it
+        self.turn_connections: list[Connection] = []  # those with replies queued in this turn
+        self.turn_holds = False  # some of them must wait for the backup
+        self.turn_spent_ns = 0  # on commands other than the hot ones
+        self.sample_due = False  # time the next hot commands
+        self.started_ms = clock.boot_ms()
+        self.wall_s = time.time()
+        self.stopping = False
+        self._next_turn: list[Connection] = []
+        self._connection_count = 0
+        self._listeners: list[Listener] = []
+        self._last_turn_ms = self.started_ms
+        self._stopped = gevent.event.Event()
+        self._exit_code = 0
+        self._watchers: list[Any] = []
+
+    # -- start -----------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Bind the listening sockets. Raises OSError."""
+        try:
+            for host in self.config.bind:
+                listener = Listener(self.loop, host, self.port, self._on_accept, log.warning)
+                self._listeners.append(listener)
+                self.port = listener.port  # with --port 0 all addresses share the first's
+        except BaseException:
+            self._close_listeners()
+            raise
+        for listener in self._listeners:
+            log.info("listening on %s", format_address((listener.host, listener.port)))
+        self._watch()
+        self.role_changed()
+        self.pairing.start()
+
+    def _watch(self) -> None:
+        # The check watcher runs first in its turn, the prepare watcher last: right before the loop
+        # goes to sleep.
+        check = self.loop.check(priority=self.loop.MAXPRI)
+        check.start(self._begin_turn)
+        prepare = self.loop.prepare(priority=self.loop.MINPRI)
+        prepare.start(self._end_turn)
+        self._watchers = [check, prepare, self._start_ticker()]
+
+    def _start_ticker(self) -> Any:
+        period_s = self.pairing.heartbeat_ms / 1000
+        ticker = self.loop.timer(period_s, period_s)
+        ticker.start(self._tick)
+        return ticker
+
+    def run(self) -> int:
+        """Serve until stopped; the process' exit code."""
+        # gevent would print the error of a callback and go on (a method of its own, replaced).
+        self.hub.handle_error = self._on_error  # type: ignore[assignment,method-assign]
+        for number in (signal.SIGTERM, signal.SIGINT):
+            gevent.signal_handler(number, self.stop, signal.Signals(number).name)
+        # What exists now stays: the collector need not look at it again. What requests leave behind
+        # has no cycles, so its rare full passes would only cost pauses.
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(50_000, 20, 1000)
+        self._stopped.wait()
+        return self._exit_code
+
+    # -- turns -----------------------------------------------------------------------------------
+
+    def _begin_turn(self) -> None:
+        now_ms = clock.boot_ms()
+        gap_ms = now_ms - self._last_turn_ms
+        self._last_turn_ms = now_ms
+        self.replica.begin_turn(now_ms)
+        if gap_ms > self.pairing.heartbeat_ms:
+            self.pairing.begin_turn(now_ms, gap_ms)
+
+    def _end_turn(self) -> None:
+        if self._next_turn:
+            self.another_turn()
+        replica = self.replica
+        if self.turn_holds:
+            self.turn_holds = False
+            for connection in self.turn_connections:
+                held = connection.take_held()
+                if held:
+                    replica.hold_back(connection, held)
+            if replica.held_back_bytes > limits.HELD_BACK_BYTES_MAX:
+                self.role_changed()
+        elif self.gate is _TRY_AGAIN:
+            self.role_changed()
+        self.pairing.end_turn()
+        connections = self.turn_connections
+        if connections:
+            self.turn_connections = []
+            for connection in connections:
+                connection.flush()
+        self.turn_spent_ns = 0
+
+    def another_turn(self) -> None:
+        """Have the loop turn once more before it sleeps."""
+        self.loop.run_callback(self._run_next_turn)
+
+    def resume_next_turn(self, connection: Connection) -> None:
+        """Go on with this connection's pipeline in the next turn: others come first."""
+        self._next_turn.append(connection)
+
+    def _run_next_turn(self) -> None:
+        connections, self._next_turn = self._next_turn, []
+        for connection in connections:
+            connection.run_pending()
+
+    def _tick(self) -> None:
+        self.wall_s = time.time()
+        self.sample_due = True
+        now_ms = self._last_turn_ms
+        self.pairing.tick(now_ms)
+        bytes_in, bytes_out = self.network_bytes()
+        self.stats.sample(now_ms, self.commands_processed(), bytes_in, bytes_out)
+
+    def role_changed(self) -> None:
+        """Set the answer to requests that depend on state, after any change of role."""
+        replica = self.replica
+        if replica.role is Role.PRIMARY:
+            overflow = replica.held_back_bytes > limits.HELD_BACK_BYTES_MAX
+            self.gate = _TRY_AGAIN if overflow else None
+        elif replica.role is Role.BACKUP and replica.synced:
+            self.gate = encoder.error(
+                f"READONLY this node is the backup, the primary is {self.pairing.peer_address}"
+            )
+        else:
+            self.gate = encoder.error(
+                f"LOADING this node has no state yet, its peer is {self.pairing.peer_address}"
+            )
+        self.hot = table.hot_table() if self.gate is None else {}
+
+    @property
+    def now_ms(self) -> int:
+        """CLOCK_BOOTTIME as of this turn."""
+        return self._last_turn_ms
+
+    def reconfigure(self, config: Config) -> None:
+        """CONFIG SET: take a configuration that differs in what can change while running."""
+        before, self.config = self.config, config
+        self.replica.min_backups = config.min_backups
+        log_setup.set_level(config.log_level)
+        self.pairing.reconfigured()
+        self._watchers[-1].stop()
+        self._watchers[-1] = self._start_ticker()
+        log.info("reconfigured: %s, it was: %s", config, before)
+
+    read_address = staticmethod(Address.parse)  # for commands, which know nothing of the shell
+
+    # -- clients ---------------------------------------------------------------------------------
+
+    def _on_accept(self, sock: socket.socket, address: Any) -> None:
+        self.stats.connections_received += 1
+        if len(self.connections) >= self.connections_max:
+            self.stats.connections_rejected += 1
+            sock.send(b"-ERR max number of clients reached\r\n")
+            sock.close()
+            return
+        self._connection_count += 1
+        connection = Connection(self, sock, format_address(address), self._connection_count)
+        self.connections[connection.id] = connection
+
+    def forget_connection(self, connection: Connection, why: str) -> None:
+        """A connection has ended."""
+        log.debug("client %s: %s", connection.address, why)
+        self.connections.pop(connection.id, None)
+        self.stats.closed_bytes_in += connection.bytes_in
+        self.stats.closed_bytes_out += connection.bytes_out
+
+    def close_clients(self, why: str) -> None:
+        """Close every client's connection, held-back replies and all (C2 of the replica)."""
+        for connection in list(self.connections.values()):
+            connection.close(why)
+
+    def unknown_command(self, connection: Connection, argv: list[bytes]) -> bytes | None:
+        """Redis' answer; but a browser that was tricked into talking to us gets none at all."""
+        if argv[0].lower() in (b"post", b"host:"):
+            log.warning("client %s speaks HTTP: closed", connection.address)
+            connection.close("possible cross-protocol attack")
+            return None
+        return table.unknown(argv)
+
+    def note_slow(self, connection: Connection, argv: list[bytes], nanoseconds: int) -> None:
+        """Remember a request that took longer than ``slow_ns``."""
+        stats = self.stats
+        stats.slow_requests.appendleft(
+            SlowRequest(
+                stats.slow_count, int(self.wall_s), nanoseconds // 1000,
+                [argument[:128] for argument in argv[:32]], connection.address, connection.name,
+            )
+        )  # fmt: skip
+        stats.slow_count += 1
+
+    def commands_processed(self) -> int:
+        """Commands executed since the start or the last reset."""
+        return sum(command.calls for command in table.COMMANDS.values())
+
+    def network_bytes(self) -> tuple[int, int]:
+        """Bytes received from and sent to clients."""
+        bytes_in, bytes_out = self.stats.closed_bytes_in, self.stats.closed_bytes_out
+        for connection in self.connections.values():
+            bytes_in += connection.bytes_in
+            bytes_out += connection.bytes_out
+        return bytes_in, bytes_out
+
+    # -- the end ---------------------------------------------------------------------------------
+
+    def stop(self, why: str, exit_code: int = 0) -> None:
+        """Stop in order: no new requests, then what is under way, then the connections."""
+        if self.stopping:
+            return
+        self.stopping = True
+        self._exit_code = exit_code
+        log.info("stopping: %s", why)
+        gevent.spawn(self._stop)
+
+    def _stop(self) -> None:
+        for connection in list(self.connections.values()):
+            connection.close_after_replies()
+        deadline_ms = clock.boot_ms() + int(_DRAIN_S * 1000)
+        while self.connections and clock.boot_ms() < deadline_ms:
+            gevent.sleep(0.005)
+        self.close_clients("the server stops")
+        for watcher in self._watchers:
+            watcher.stop()
+        self.pairing.stop()
+        self.poller.close()
+        self._close_listeners()
+        log.info("stopped")
+        self._stopped.set()
+
+    def _close_listeners(self) -> None:
+        for listener in self._listeners:
+            listener.close()
+        self._listeners.clear()
+
+    def fail(self, why: str) -> None:
+        """This process cannot be trusted any more: end it at once, the peer takes over."""
+        log.error("%s", why)
+        logging.shutdown()
+        os._exit(EXIT_FAILED)
+
+    def crash(self, why: str) -> None:
+        """Our own bug, with its traceback: the same."""
+        log.error("%s", why, exc_info=True)
+        self.fail("this node stops: a failed assertion is never served over")
+
+    def _on_error(
+        self,
+        context: object,
+        kind: type[BaseException] | None,
+        value: BaseException | str | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if kind is not None and issubclass(
+            kind, (gevent.GreenletExit, SystemExit, KeyboardInterrupt)
+        ):
+            self.stop(kind.__name__)
+            return
+        error = value if isinstance(value, BaseException) else None
+        text = "".join(traceback.format_exception(kind, error, trace))
+        log.error("unexpected error in %r:\n%s", context, text)
+        self.fail("this node stops: an error that nobody expected is never served over")
+
+
+_TRY_AGAIN = encoder.error(Refused.TRY_AGAIN.value)
+
+if sys.flags.optimize:
+    raise RuntimeError("run without -O: the assertions of the core are safety checks")

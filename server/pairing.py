@@ -1,0 +1,681 @@
+"""Pairing: how this node finds its peer, follows it or feeds it, and what it does when it is lost.
+
+The rules stand in the core (``failover.py``, ``replica.py``); here they meet sockets and clocks.
+What happens on the link happens in callbacks. What has to wait, for a dial or an answer, is one of
+two greenlets, and each looks at role and view again after every wait:
+
+``_seek``     a node without a primary asks its peer until it can join it (or begin a history)
+``_decide``   a node that suspects its peer has the view register decide who goes on
+
+At most one of the two runs.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import secrets
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
+
+import gevent
+import hiredis
+
+from ..resp import encoder
+from ..resp.errors import ProtocolError
+from . import clock
+from .config import Address, Config
+from .core import limits, snapshot, stream
+from .core.failover import Answer, NoAnswer, Standing, Step, step_of_empty_node
+from .core.replica import BacklogOverrun, Diverged, HeldBack, Phase, Replica, Role, StaleStream
+from .core.view import Cas, View
+from .link import Link, ask, dial, reply_parser, request_parser
+from .view_register import FailStop
+
+if TYPE_CHECKING:
+    from .connection import Connection
+    from .node import Node
+
+log = logging.getLogger(__name__)
+
+_ASK_TIMEOUT_S = 0.5
+_RETRY_S = 0.05
+_SUSPECT_AT = 0.75  # of the peer's time-out: early enough to have its answer when it is over
+
+
+def new_incarnation() -> str:
+    """A node's identity: 40 hexadecimal digits, as Redis' run ids."""
+    return secrets.token_hex(20)
+
+
+class Pairing:
+    """One node's dealings with the other."""
+
+    def __init__(self, node: Node, replica: Replica) -> None:
+        config = node.config
+        self.node = node
+        self.replica = replica
+        self.peer_address: Address | None = config.peer
+        self.register = FailStop(replica, self._propose, self._silence)
+        self.link: Link | None = None  # to the backup, or to the primary
+        self.heartbeat_ms, self._stall_ms = _timing(config)
+        self.link_lost_ms = 0
+        self.full_resyncs = 0
+        self._greenlet: gevent.Greenlet[..., None] | None = None
+        self._cut: snapshot.Cut | None = None
+        self._joining: tuple[Connection, str, int] | None = None
+        self._probe = 0
+        self._probe_after_stall = 0
+        self._said = ""  # the last thing logged while waiting, so that it is said once
+
+    def reconfigured(self) -> None:
+        """The node's configuration is another one: take what is derived from it."""
+        self.heartbeat_ms, self._stall_ms = _timing(self.node.config)
+
+    # -- start and turns -------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Begin to serve (a node without a peer), or to look for the peer."""
+        if self.peer_address is None:
+            self._begin_history("no peer is configured: primary-only")
+        else:
+            self._run(self._seek)
+
+    def begin_turn(self, now_ms: int, gap_ms: int) -> None:
+        """A loop turn begins, ``gap_ms`` after the one before it."""
+        if gap_ms > self._stall_ms and not self.replica.stalled:
+            self.replica.note_stall()
+            if self.replica.stalled:
+                self._probe_after_stall = self._probe + 1
+                log.warning(
+                    "this node stood still for %d ms (limit %d ms): it bypasses nobody until its "
+                    "peer has answered", gap_ms, self._stall_ms,
+                )  # fmt: skip
+
+    def end_turn(self) -> None:
+        """The turn's one write to the peer. Then, between two turns, whoever wants to join."""
+        replica, link = self.replica, self.link
+        if replica.role is Role.PRIMARY:
+            if link is not None:
+                room = limits.CATCH_UP_BYTES_PER_TURN - link.unsent_bytes
+                if self._cut is not None and room > 0:
+                    self._send_slices(link, self._cut, room)
+                try:
+                    data = replica.end_turn(room)
+                except BacklogOverrun:
+                    link.lose("it cannot keep up with the writes; a new snapshot is needed")
+                    return
+                if data:
+                    link.write(data)
+                if self._cut is not None or replica.phase is Phase.CATCHING_UP:
+                    self.node.another_turn()  # or the rest would wait for the next event
+                if link.unsent_bytes > limits.UNACKED_BYTES_MAX and not link.closed:
+                    link.lose(f"it left {link.unsent_bytes} bytes of the stream unread")
+            else:
+                replica.end_turn()
+            if self._joining is not None:
+                self._attach(*self._joining)
+        elif link is not None and replica.synced:
+            data = replica.ack()
+            if data:
+                link.write(data)
+
+    def tick(self, now_ms: int) -> None:
+        """Every ``heartbeat_ms``: signs of life, and the watch over the peer's."""
+        replica, link = self.replica, self.link
+        if replica.role is Role.PRIMARY:
+            replica.forget()
+            for _, _, connection, _ in replica.drop_overdue():
+                connection.close(f"its reply was held back for {limits.BLOCKED_MAX_MS} ms")
+            if link is not None:
+                replica.beat()
+                self._watch_backup(link, now_ms)
+        elif link is not None:
+            self._probe += 1
+            link.write(encoder.pack((stream.PROBE, self._probe)))
+            silent_ms = now_ms - link.last_heard_ms
+            if silent_ms > self.node.config.promotion_timeout_ms * _SUSPECT_AT:
+                if replica.is_member and replica.may_promote_itself:
+                    self._suspect(f"the primary has been silent for {silent_ms} ms")
+                elif silent_ms > self.node.config.promotion_timeout_ms:
+                    link.lose(f"the primary has been silent for {silent_ms} ms")
+
+    def _watch_backup(self, link: Link, now_ms: int) -> None:
+        replica = self.replica
+        assert replica.outbound is not None
+        since_ms = replica.outbound.oldest_unacked_ms
+        if since_ms is None:
+            since_ms = max(link.last_heard_ms, now_ms - self.heartbeat_ms)
+            if replica.phase is Phase.SNAPSHOT:
+                since_ms = link.last_heard_ms
+        silent_ms = now_ms - since_ms
+        timeout_ms = self.node.config.backup_timeout_ms
+        if replica.phase >= Phase.PROPOSED:
+            if silent_ms > timeout_ms * _SUSPECT_AT:
+                self._suspect(f"the backup has not acknowledged anything for {silent_ms} ms")
+        elif now_ms - link.last_heard_ms > timeout_ms or (
+            replica.phase is Phase.REQUIRED and silent_ms > timeout_ms
+        ):
+            link.lose(f"the joining backup has been silent for {silent_ms} ms")
+
+    # -- the primary's side of the link ----------------------------------------------------------
+
+    def join_request(self, connection: Connection, incarnation: str, port: int) -> bytes | None:
+        """``PEER JOIN``: a backup wants to be attached. Done between two turns; an error reply if
+        it cannot be. None: the connection becomes the link."""
+        replica = self.replica
+        if replica.role is not Role.PRIMARY:
+            return encoder.error(f"ERR this node is {replica.mode}, it has no stream to give")
+        if replica.phase is not Phase.NONE or self._joining is not None:
+            if (
+                replica.backup
+                and replica.phase >= Phase.PROPOSED
+                and self._is_known(connection, port)
+            ):
+                self._suspect("the backup asks to join under another incarnation")
+            return encoder.error("TRYAGAIN this primary has a backup")
+        self._joining = (connection, incarnation, port)
+        connection.pause()
+        return None
+
+    def _is_known(self, connection: Connection, port: int) -> bool:
+        """Whether the node that asks is the one at the address of the backup that we know."""
+        address = self.link.address if self.link else self.peer_address
+        return address is not None and address.port == port
+
+    def _attach(self, connection: Connection, incarnation: str, port: int) -> None:
+        self._joining = None
+        if connection.closed or self.replica.role is not Role.PRIMARY:
+            return
+        host = connection.sock.getpeername()[0]
+        sock = connection.detach("it is a replication link now")
+        link = Link(
+            self.node.loop, sock, request_parser(), self._on_backup_messages, self._on_backup_lost,
+            str(Address(host, port)),
+        )  # fmt: skip
+        link.address = Address(host, port)
+        self.link = link
+        if self.node.config.peer is None:
+            self.peer_address = link.address
+        self._cut = self.replica.attach(incarnation)
+        self.full_resyncs += 1
+        log.info(
+            "backup %s joins: sending it a snapshot of %d items at offset %d",
+            link.peer, self._cut.header.items, self._cut.header.offset,
+        )  # fmt: skip
+        link.write(self.replica.end_turn(0))
+        self.node.another_turn()
+
+    def _send_slices(self, link: Link, cut: snapshot.Cut, room: int) -> None:
+        while room > 0:
+            fields = cut.slice(limits.SNAPSHOT_ITEMS_PER_SLICE)
+            if not fields:
+                self._close_cut()
+                self.replica.snapshot_sent()
+                return
+            payload = encoder.pack(tuple(fields))
+            link.write(encoder.pack((stream.ITEMS, payload)))
+            room -= len(payload)
+
+    def _close_cut(self) -> None:
+        if self._cut is not None:
+            self._cut.close()
+            self._cut = None
+
+    def _on_backup_messages(self, link: Link, messages: Iterable[list[bytes]]) -> None:
+        try:
+            for message in messages:
+                if message[0] == stream.ACK:
+                    epoch, frame, offset = map(int, message[1:])
+                    self._on_ack(epoch, frame, offset)
+                elif message[0] == stream.PROBE:
+                    self.replica.echo(message[1])
+                else:
+                    raise ValueError(f"unknown message {message[0]!r}")
+                if link.closed:
+                    return
+        except (ValueError, IndexError, ProtocolError) as error:
+            link.lose(f"it does not keep to the protocol: {error}")
+
+    def _on_ack(self, epoch: int, frame: int, offset: int) -> None:
+        replica = self.replica
+        before = replica.phase
+        self.release(replica.on_ack(epoch, frame, offset))
+        if replica.phase is before and before is not Phase.REQUIRED:
+            return
+        if replica.phase is Phase.MEMBER:
+            self._say("backup %s is a member in epoch %d: paired", self._peer, replica.view.epoch)
+        proposal = replica.proposal()
+        if proposal is not None:
+            self._admit(proposal)
+
+    def _admit(self, proposal: View) -> None:
+        result, view = self.register.cas(proposal)
+        assert result is Cas.WON, "the only member of a view decides about it alone"
+        # A primary that was not told of its peer cannot ask it later: promotion is by hand then.
+        auto = self.node.config.peer is not None
+        self.replica.admit(view, may_promote_itself=auto)
+        log.info("backup %s has everything: epoch %d -> %d", self._peer, view.epoch - 1, view.epoch)
+
+    def _on_backup_lost(self, link: Link, why: str) -> None:
+        if link is not self.link:
+            return
+        replica = self.replica
+        self.link = None
+        self.link_lost_ms = clock.boot_ms()
+        self._close_cut()
+        log.warning("link to backup %s is lost: %s", link.peer, why)
+        if replica.phase >= Phase.PROPOSED:
+            replica.lose_link()
+            self.peer_address = self.node.config.peer or link.address
+            self._suspect("its link is lost")
+        elif replica.phase is not Phase.NONE:
+            self.release(replica.drop_joining_backup())
+            self._say("serving alone in epoch %d", replica.view.epoch)
+
+    def release(self, held_back: Iterable[HeldBack]) -> None:
+        """Let replies go that no longer wait for the backup."""
+        for _, _, connection, data in held_back:
+            connection.release(data)
+
+    # -- the backup's side -----------------------------------------------------------------------
+
+    def _join(self, address: Address) -> bool:
+        """Dial the primary and ask to join (waits). Whether there is a link now."""
+        replica = self.replica
+        if replica.role is Role.BACKUP:
+            replica.renew_incarnation(new_incarnation())
+        view = replica.view
+        try:
+            sock = dial(address, _ASK_TIMEOUT_S)
+        except OSError as error:
+            self._say("cannot reach the primary at %s: %s", address, error)
+            return False
+        if replica.role is Role.PRIMARY or replica.view != view or self.link is not None:
+            sock.close()
+            return False
+        self.link = Link(
+            self.node.loop, sock, reply_parser(), self._on_primary_messages, self._on_primary_lost,
+            str(address),
+        )  # fmt: skip
+        self.link.address = address
+        self.link.write(
+            encoder.pack(
+                ("PEER", "JOIN", stream.PROTOCOL_VERSION, replica.incarnation, self.node.port)
+            )
+        )
+        return True
+
+    def _on_primary_messages(self, link: Link, messages: Iterable[Any]) -> None:
+        now_ms = clock.boot_ms()
+        try:
+            for message in messages:
+                if isinstance(message, Exception):
+                    link.lose(f"it refuses: {message}")
+                    return
+                self._on_primary_message(message, now_ms)
+                if link.closed:
+                    return
+        except StaleStream as stale:
+            link.lose(f"stale: {stale}")
+        except Diverged as diverged:
+            self.node.fail(f"ALARM: this backup's state is not its primary's: {diverged}")
+        except (ValueError, IndexError, TypeError, hiredis.HiredisError) as error:
+            link.lose(f"it does not keep to the protocol: {error}")
+
+    def _on_primary_message(self, message: list[bytes], now_ms: int) -> None:
+        replica = self.replica
+        kind = message[0]
+        if kind == stream.ENTRIES:
+            payload = message[2]
+            replica.on_entries(message[1], payload, _fields(payload), now_ms)
+        elif kind == stream.BEAT:
+            epoch, frame, offset = map(int, message[1:])
+            replica.on_beat(epoch, frame, offset)
+        elif kind == stream.ECHO:
+            if int(message[1]) >= self._probe_after_stall and replica.stalled:
+                replica.stalled = False
+                log.info("the primary has answered: this node may be promoted again")
+        elif kind == stream.VIEW:
+            self._on_view(message)
+        elif kind == stream.ITEMS:
+            replica.load_items(_fields(message[1]))
+        elif kind == stream.BEGIN:
+            self._on_snapshot(message)
+        elif kind == stream.END:
+            replica.load_end(int(message[1]), int(message[2]), now_ms)
+            self.node.role_changed()
+            log.info("snapshot is loaded at offset %d", replica.state.offset)
+        else:
+            raise ValueError(f"unknown message {kind!r}")
+
+    def _on_snapshot(self, message: list[bytes]) -> None:
+        header = snapshot.Header(message[3].decode(), *map(int, message[4:]))
+        self.replica.load(int(message[1]), message[2].decode(), header)
+        self.full_resyncs += 1
+        self.node.role_changed()
+        log.info("joining %s: a snapshot of %d items comes", self._peer, header.items)
+
+    def _on_view(self, message: list[bytes]) -> None:
+        epoch, frame = int(message[1]), int(message[2])
+        before = self.replica.view.epoch
+        self.replica.on_view(
+            epoch, frame, message[3].decode(), message[4].decode(), message[5] == b"1"
+        )
+        log.info("member of the view of %s: epoch %d -> %d: paired", self._peer, before, epoch)
+
+    def _on_primary_lost(self, link: Link, why: str) -> None:
+        if link is not self.link:
+            return
+        self.link = None
+        self.link_lost_ms = clock.boot_ms()
+        log.warning("link to primary %s is lost: %s", link.peer, why)
+        if self.replica.is_member and self._promotes_itself():
+            self._suspect("its link is lost")
+        else:
+            if self.replica.is_member:
+                log.warning("not promoted by itself: an operator may say REPLICAOF NO ONE here")
+            self._run(self._seek)
+
+    def _promotes_itself(self) -> bool:
+        return self.replica.may_promote_itself and self.node.config.failover == "auto"
+
+    @property
+    def _peer(self) -> str:
+        return self.link.peer if self.link else str(self.peer_address)
+
+    # -- looking for a primary -------------------------------------------------------------------
+
+    def _seek(self) -> None:
+        """Ask the peer until this node can join it, begins a history, or is told otherwise."""
+        while self._needs_primary():
+            address = self.peer_address
+            assert address is not None, "only a node with a peer can be without a primary"
+            outcome = ask(address, _ASK_TIMEOUT_S, "ASK")
+            if not self._needs_primary() or address != self.peer_address:
+                continue
+            step, why = self._next_step(outcome)
+            if step is Step.BEGIN:
+                self._begin_history(why)
+            elif step is Step.WAIT:
+                self._say("waiting for %s: %s", address, why)
+            elif self._join(address):
+                return
+            if self._needs_primary():
+                gevent.sleep(_RETRY_S * (0.5 + random.random()))
+
+    def _needs_primary(self) -> bool:
+        return (
+            self.replica.role is not Role.PRIMARY and self.link is None and not self.node.stopping
+        )
+
+    def _next_step(self, outcome: Answer | NoAnswer) -> tuple[Step, str]:
+        replica, config = self.replica, self.node.config
+        if isinstance(outcome, Answer) and outcome.incarnation == replica.incarnation:
+            return Step.WAIT, "that is this very node: its peer must be another one"
+        if replica.role is Role.BACKUP:
+            if isinstance(outcome, Answer) and outcome.standing is Standing.SERVING:
+                return Step.JOIN, "the primary is there"
+            return Step.WAIT, "no primary there; this node has state but may not serve by itself"
+        step = step_of_empty_node(
+            outcome,
+            heard=replica.heard_of_history,
+            first_primary=config.backup is not None,
+            bootstrap=config.bootstrap,
+        )
+        if isinstance(outcome, Answer) and outcome.standing is not Standing.BLANK:
+            replica.heard_of_history = True
+        return step
+
+    def _begin_history(self, why: str) -> None:
+        self.replica.begin_turn(clock.boot_ms())
+        self.replica.begin_history(secrets.token_hex(20), clock.wall_us())
+        self.node.role_changed()
+        log.info("a new history begins in epoch 1: %s", why)
+
+    # -- deciding about a peer that is lost ------------------------------------------------------
+
+    def _suspect(self, why: str) -> None:
+        if self._greenlet is None:
+            log.warning("suspecting %s: %s", self._peer, why)
+            self._run(self._decide)
+
+    def _decide(self) -> None:
+        """Have the register decide who goes on, until it is decided or the peer is back."""
+        replica = self.replica
+        while self._in_doubt():
+            proposal = replica.view.alone(replica.incarnation)
+            result, view = self.register.cas(proposal)
+            if (
+                self.node.stopping
+                or not self._in_doubt()
+                or replica.view.epoch != proposal.epoch - 1
+            ):
+                continue  # the wait was long enough for the world to change: look again
+            if result is Cas.WON:
+                self._bypass(view)
+            elif result is Cas.LOST:
+                self._yield_to(view)
+            else:
+                self._say("undecided about %s: %s", self._peer, self.register.reason)
+                gevent.sleep(min(_RETRY_S, self.heartbeat_ms / 1000))
+
+    def _in_doubt(self) -> bool:
+        """Whether the peer, whom this node needs to go on, is lost for now."""
+        replica = self.replica
+        if self.node.stopping:
+            return False
+        if replica.role is Role.PRIMARY and replica.phase >= Phase.PROPOSED:
+            return replica.blocked or self._silence()[1] > self.heartbeat_ms * 2
+        if replica.role is Role.BACKUP and replica.is_member and self._promotes_itself():
+            return self.link is None or self._silence()[1] > self.heartbeat_ms * 3
+        return False
+
+    def _silence(self) -> tuple[str, int, int]:
+        """Which incarnation is suspected, for how long it has been silent, and its limit, ms."""
+        replica, config, now_ms = self.replica, self.node.config, clock.boot_ms()
+        if replica.role is Role.PRIMARY:
+            since_ms = replica.outbound.oldest_unacked_ms if replica.outbound else None
+            if since_ms is None:
+                since_ms = self.link_lost_ms if self.link is None else now_ms
+            return replica.backup, now_ms - since_ms, config.backup_timeout_ms
+        since_ms = self.link.last_heard_ms if self.link else self.link_lost_ms
+        return replica.view.primary, now_ms - since_ms, config.promotion_timeout_ms
+
+    def _propose(self, view: View) -> Answer | NoAnswer:
+        """Ask the peer to accept a view of this node alone (waits)."""
+        if self.peer_address is None:
+            return NoAnswer.SILENT
+        _, silent_ms, timeout_ms = self._silence()
+        left_s = max(timeout_ms - silent_ms, 2 * self.heartbeat_ms) / 1000
+        return ask(
+            self.peer_address, min(left_s, _ASK_TIMEOUT_S),
+            "PROPOSE", self.replica.incarnation, view.epoch,
+        )  # fmt: skip
+
+    def _bypass(self, view: View) -> None:
+        """The view of this node alone stands."""
+        replica = self.replica
+        if self.link is not None:
+            self.link.close()
+            self.link = None
+        replica.begin_turn(clock.boot_ms())
+        if replica.role is Role.PRIMARY:
+            self._close_cut()
+            self.release(replica.go_alone(view))
+            log.warning(
+                "serving alone, epoch %d -> %d: the backup is out: %s",
+                view.epoch - 1, view.epoch, self.register.reason,
+            )  # fmt: skip
+        else:
+            replica.promote(view, clock.wall_us())
+            log.warning(
+                "PROMOTED, epoch %d -> %d, at offset %d: the primary is out: %s",
+                view.epoch - 1, view.epoch, replica.state.offset, self.register.reason,
+            )  # fmt: skip
+        self.node.role_changed()
+
+    def _yield_to(self, view: View) -> None:
+        """The peer's view stands: a primary stands down, a backup joins again."""
+        replica = self.replica
+        if self.link is not None:
+            self.link.close()
+            self.link = None
+        self.link_lost_ms = clock.boot_ms()
+        if replica.role is Role.PRIMARY:
+            log.warning(
+                "DEPOSED: the peer serves in epoch %d, this node's was %d; it drops its state",
+                view.epoch, replica.view.epoch,
+            )  # fmt: skip
+            self._close_cut()
+            replica.stand_down(new_incarnation())
+            self.node.close_clients("this node is no longer the primary")
+        else:
+            replica.renew_incarnation(new_incarnation())
+            log.info("the primary serves: joining it again")
+        self.node.role_changed()
+        self._seek()
+
+    def proposal_from_peer(self, proposer: str, epoch: int) -> Answer:
+        """``PEER PROPOSE``: answer it; a backup that accepts is out, and joins again."""
+        answer = self.replica.answer(proposer, epoch)
+        if answer.accepted:
+            log.warning("the primary goes on without this backup, epoch %d", epoch)
+            if self.link is not None:
+                self.link.close()
+                self.link = None
+            self.link_lost_ms = clock.boot_ms()
+            self._run(self._seek)
+        return answer
+
+    # -- an operator's word ----------------------------------------------------------------------
+
+    def promote_by_hand(self, *, force: bool) -> str:
+        """REPLICAOF NO ONE [FORCE] (waits). What came of it, as the text of a reply."""
+        replica = self.replica
+        if replica.role is Role.PRIMARY:
+            return "OK"
+        if not replica.synced:
+            return "ERR this node has no state that it could serve; see --bootstrap"
+        if force:
+            self._drop_link()
+            replica.begin_turn(clock.boot_ms())
+            offset = replica.state.offset
+            replica.promote_by_force(clock.wall_us())
+            self.node.role_changed()
+            log.warning("PROMOTED BY FORCE in epoch %d from offset %d", replica.view.epoch, offset)
+            return (
+                f"OK serving what was here at offset {offset}; whatever the primary answered "
+                "after that is lost, and if it still serves there are two primaries now"
+            )
+        if not replica.is_member:
+            return (
+                "ERR this node is not a member of the view: it may lack what was answered last; "
+                "REPLICAOF NO ONE FORCE serves what it has"
+            )
+        return self._promote_through_register()
+
+    def _promote_through_register(self) -> str:
+        replica = self.replica
+        deadline_ms = clock.boot_ms() + self.node.config.promotion_timeout_ms + 1000
+        while replica.role is Role.BACKUP and replica.is_member:
+            result, view = self.register.cas(replica.view.alone(replica.incarnation))
+            if replica.role is not Role.BACKUP or not replica.is_member:
+                break
+            if result is Cas.WON:
+                self._bypass(view)
+                return "OK"
+            if result is Cas.LOST:
+                return "ERR the primary is alive and serves; it would have to be stopped first"
+            if clock.boot_ms() > deadline_ms:
+                return f"ERR undecided: {self.register.reason}; REPLICAOF NO ONE FORCE overrides it"
+            gevent.sleep(_RETRY_S)
+        return "OK" if replica.role is Role.PRIMARY else "ERR this node is no longer a member"
+
+    def follow(self, address: Address) -> str:
+        """REPLICAOF host port (waits). What came of it, as the text of a reply."""
+        replica = self.replica
+        if replica.role is not Role.PRIMARY and address == self.peer_address and self.link:
+            return "OK Already connected to specified master"
+        outcome = ask(address, _ASK_TIMEOUT_S, "ASK")
+        if not isinstance(outcome, Answer):
+            return f"ERR {address} is {outcome.value}: it is not followed"
+        if outcome.incarnation == replica.incarnation:
+            return "ERR that is this very node"
+        serving = outcome.standing is Standing.SERVING
+        if replica.role is not Role.EMPTY and not (
+            serving and outcome.view.epoch > replica.view.epoch
+        ):
+            return (
+                f"ERR {address} is {outcome.standing.value} in epoch {outcome.view.epoch}, this "
+                f"node's is {replica.view.epoch}: only a serving node of a higher epoch is followed"
+            )
+        self._drop_link()
+        self.peer_address = address
+        log.warning("following %s on an operator's word", address)
+        if replica.role is Role.PRIMARY:
+            self._close_cut()
+            replica.stand_down(new_incarnation())
+            self.node.close_clients("this node is no longer the primary")
+        elif replica.role is Role.BACKUP:
+            replica.renew_incarnation(new_incarnation())
+        self.node.role_changed()
+        self._run(self._seek)
+        return "OK"
+
+    def _drop_link(self) -> None:
+        if self.link is not None:
+            self.link.close()
+            self.link = None
+        self.link_lost_ms = clock.boot_ms()
+
+    # -- helpers ---------------------------------------------------------------------------------
+
+    def _run(self, task: Callable[[], None]) -> None:
+        """Start ``task`` unless one runs already (that one looks at the new situation itself)."""
+        if self._greenlet is None and not self.node.stopping:
+            self._greenlet = gevent.spawn(self._run_to_the_end, task)
+
+    def _run_to_the_end(self, task: Callable[[], None]) -> None:
+        try:
+            task()
+        except gevent.GreenletExit:
+            raise
+        except BaseException:
+            self.node.crash("a task of the pairing failed")
+        finally:
+            self._greenlet = None
+        if self._in_doubt():
+            self._run(self._decide)
+        elif self._needs_primary():
+            self._run(self._seek)
+
+    def _say(self, text: str, *arguments: object) -> None:
+        """Log what may come up again and again, once."""
+        line = text % arguments
+        if line.split(" for ")[0] != self._said:
+            self._said = line.split(" for ")[0]
+            log.info("%s", line)
+
+    def stop(self) -> None:
+        """Stop watching, and close the link."""
+        if self._greenlet is not None:
+            self._greenlet.kill(block=False)
+        if self.link is not None:
+            self.link.close()
+            self.link = None
+
+
+def _timing(config: Config) -> tuple[int, int]:
+    """How often a sign of life goes out, and which pause of our own may be too long, ms (F4)."""
+    shorter_ms = min(config.backup_timeout_ms, config.promotion_timeout_ms)
+    return max(10, min(200, shorter_ms // 10)), shorter_ms // limits.STALL_DIVISOR
+
+
+def _fields(payload: bytes) -> list[bytes]:
+    reader = hiredis.Reader()
+    reader.feed(payload)
+    fields = reader.gets()
+    if not isinstance(fields, list):
+        raise ValueError("a payload is not an array")
+    return fields
