@@ -4,10 +4,10 @@ Theory of operation
 -------------------
 Nearly every chunk that arrives holds whole requests in their one canonical form,
 ``*N\\r\\n`` followed by N times ``$len\\r\\n<len bytes>\\r\\n``. For those there is a fast path:
-split the chunk at CRLF, which yields header, argument, header, argument, ..., and accept a request only
-if every header is *exactly* the one that its argument's length calls for. That comparison is the
-whole proof: a wrong length, a leading zero, a nested array, a null, a missing CRLF or a CRLF inside
-an argument all make some header differ. Nothing is allocated by what a header promises.
+split the chunk at CRLF, which yields header, argument, header, argument, ..., and accept a request
+only if every header is *exactly* the one that its argument's length calls for. That comparison is
+the whole proof: a wrong length, a leading zero, a nested array, a null, a missing CRLF or a CRLF
+inside an argument all make some header differ. Nothing is allocated by what a header promises.
 
 Whatever does not pass (a request cut by the end of the chunk, an argument with CRLF in it, an
 inline command, garbage) goes to the strict path, which reads header by header, keeps what is
@@ -43,7 +43,7 @@ _FAST_BULK_MAX = 4096
 _BULK_HEADER = tuple(b"$%d" % length for length in range(_FAST_BULK_MAX))
 _COUNT = {b"*%d" % count: count for count in range(1, ELEMENTS_MAX + 1)}
 _INTEGER = re.compile(rb"0|-?[1-9][0-9]{0,18}")
-_INT64_MAX = 2**63 - 1
+_INT64 = range(-(2**63), 2**63)
 
 
 class Decoder:
@@ -64,7 +64,7 @@ class Decoder:
 
     def feed(self, data: bytes) -> list[list[bytes]]:
         """Take the next bytes of the connection; return the requests that are now complete."""
-        if self._between_requests:
+        if self._between_requests and len(data) <= REQUEST_BYTES_MAX:
             parts = data.split(_CRLF)
             # One LOCK or UNLOCK, the whole chunk: half of the time of the general way.
             if len(parts) == 8:
@@ -95,7 +95,10 @@ class Decoder:
         try:
             if not self._between_requests:
                 done = len(requests)
-                if self._read_strictly(requests, done + 1):
+                if (
+                    self._read_strictly(requests, done + 1)
+                    and len(self._buffer) <= REQUEST_BYTES_MAX
+                ):
                     data = bytes(self._buffer)
                     self._buffer.clear()
                     self._buffer += _read_canonical(data.split(_CRLF), requests)
@@ -106,6 +109,7 @@ class Decoder:
             self._between_requests = False
             self._buffer.clear()
             self._arguments.clear()
+            self._size = 0
 
     @property
     def buffered_bytes(self) -> int:
@@ -155,7 +159,7 @@ class Decoder:
         if self._buffer[end + 1] != 10 or not _INTEGER.fullmatch(digits):
             raise ProtocolError(malformed)
         number = int(digits)
-        if not -_INT64_MAX <= number <= _INT64_MAX:
+        if number not in _INT64:
             raise ProtocolError(malformed)
         return number, end + 2 - position
 
@@ -198,7 +202,8 @@ class Decoder:
     def _read_inline(self, position: int, requests: list[list[bytes]]) -> int:
         end = self._buffer.find(b"\n", position, position + INLINE_BYTES_MAX + 2)
         if end < 0:
-            if len(self._buffer) - position > INLINE_BYTES_MAX:
+            length = len(self._buffer) - position - self._buffer.endswith(b"\r")
+            if length > INLINE_BYTES_MAX:
                 raise ProtocolError("too big inline request")
             return 0
         line = bytes(self._buffer[position:end])
@@ -258,8 +263,8 @@ _SPACES = frozenset((b" ", b"\t", b"\r", b"\n", b"\v", b"\f", b"\0"))
 _TOKEN = re.compile(
     rb"""
       "((?:[^"\\]|\\.)*)" (?=[\x00\s]|\Z)      # "..." with escapes
-    | '((?:[^'\\]|\\.)*)' (?=[\x00\s]|\Z)      # '...' where only \' is one
-    | ([^\x00\s"']+)                           # a bare word, up to a space or a quote
+    | '((?:[^'\\]|\\'|\\(?!'))*)' (?=[\x00\s]|\Z)      # '...' where only \' is one
+    | ([^\x00 \t\r\n"']+)                      # a bare word, up to a space or a quote
     """,
     re.VERBOSE | re.DOTALL,
 )

@@ -49,7 +49,6 @@ class Connection:
         "_held_batches",
         "_out",
         "_pending",
-        "_queued",
         "_receive",
         "_send",
         "_unsent",
@@ -71,6 +70,7 @@ class Connection:
         "node",
         "paused",
         "protocol",
+        "queued",
         "silent",
         "sock",
     )
@@ -101,7 +101,7 @@ class Connection:
         self._held_batches = 0  # how many earlier turns' replies are held back
         self._unsent = bytearray()  # what the socket did not take
         self._pending: deque[list[bytes]] = deque()  # requests behind a pause
-        self._queued = False  # in the node's list for the end of this turn
+        self.queued = False  # in the node's list for the end of this turn
         self._receive, self._send, self._feed = sock.recv, sock.send, self._decoder.feed
         self._events = READ
         node.poller.register(sock.fileno(), self.on_readable, self._on_writable)
@@ -179,10 +179,10 @@ class Connection:
             node.turn_holds = True
         if done < len(requests):
             self._leave(requests[done:])
-        if not self._queued:
+        if not self.queued:
             # Writing right here would be simpler, and costs twice the system time: each write wakes
             # the client, while all of a turn's writes in a row wake it once.
-            self._queued = True
+            self.queued = True
             node.turn_connections.append(self)
 
     def _run_other(self, argv: list[bytes]) -> bool:
@@ -267,7 +267,7 @@ class Connection:
         assert self.paused, "only a paused connection can be resumed"
         self.paused = False
         if self.silent:
-            pass
+            self.silent = "off" if self.silent == "off" else ""
         elif held_back and self.node.replica.holding:
             self._held.append(reply)
             self.node.turn_holds = True
@@ -320,13 +320,15 @@ class Connection:
         self.reply(error)
 
     def _queue(self) -> None:
-        if not self._queued:
-            self._queued = True
+        if not self.queued:
+            self.queued = True
             self.node.turn_connections.append(self)
 
     def take_held(self) -> bytes:
         """The replies of this turn that must wait for the backup; empty if there are none."""
         held = self._held
+        if not self._out and not self.closing:
+            self.queued = False  # nothing to be written in this turn
         if not held:
             return b""
         data = held[0] if len(held) == 1 else b"".join(held)
@@ -344,7 +346,7 @@ class Connection:
 
     def flush(self) -> None:
         """Write what may go, once in a loop turn."""
-        self._queued = False
+        self.queued = False
         out = self._out
         if out:
             data = out[0] if len(out) == 1 else b"".join(out)

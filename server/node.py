@@ -35,12 +35,12 @@ from .commands import table
 from .config import Address, Config
 from .connection import Connection, format_address
 from .core import limits
-from .core.replica import Replica, Role
+from .core.replica import Replica, Replies, Role
 from .core.reply_cache import Refused
 from .listener import Listener
 from .pairing import Pairing, new_incarnation
 from .poller import Poller
-from .stats import SlowRequest, Stats
+from .stats import SlowRequest, Stats, trimmed
 
 log = logging.getLogger(__name__)
 
@@ -141,15 +141,9 @@ class Node:
     def _end_turn(self) -> None:
         if self._next_turn:
             self.another_turn()
-        replica = self.replica
         if self.turn_holds:
             self.turn_holds = False
-            for connection in self.turn_connections:
-                held = connection.take_held()
-                if held:
-                    replica.hold_back(connection, held)
-            if replica.held_back_bytes > limits.HELD_BACK_BYTES_MAX:
-                self.role_changed()
+            self._hold_back()
         elif self.gate is _TRY_AGAIN:
             self.role_changed()
         self.pairing.end_turn()
@@ -160,9 +154,29 @@ class Node:
                 connection.flush()
         self.turn_spent_ns = 0
 
+    def _hold_back(self) -> None:
+        """Set this turn's replies aside that must wait for the backup."""
+        replies: Replies = []
+        size_bytes = 0
+        for connection in self.turn_connections:
+            held = connection.take_held()
+            if held:
+                replies.append((connection, held))
+                size_bytes += len(held)
+        self.turn_connections = [
+            connection for connection in self.turn_connections if connection.queued
+        ]
+        if self.replica.holding:
+            self.replica.hold_back(replies, size_bytes)
+        else:  # in this very turn it was decided that this node goes on alone
+            self.pairing.release(replies)
+        if self.replica.held_back_bytes > limits.HELD_BACK_BYTES_MAX:
+            self.role_changed()
+
     def another_turn(self) -> None:
         """Have the loop turn once more before it sleeps."""
-        self.loop.run_callback(self._run_next_turn)
+        # Not run_callback: behind gevent's own prepare watcher, where we are, it wakes nobody.
+        self.loop.run_callback_threadsafe(self._run_next_turn)
 
     def resume_next_turn(self, connection: Connection) -> None:
         """Go on with this connection's pipeline in the next turn: others come first."""
@@ -253,7 +267,7 @@ class Node:
         stats.slow_requests.appendleft(
             SlowRequest(
                 stats.slow_count, int(self.wall_s), nanoseconds // 1000,
-                [argument[:128] for argument in argv[:32]], connection.address, connection.name,
+                trimmed(argv), connection.address, connection.name,
             )
         )  # fmt: skip
         stats.slow_count += 1
@@ -282,6 +296,7 @@ class Node:
         gevent.spawn(self._stop)
 
     def _stop(self) -> None:
+        self._close_listeners()
         for connection in list(self.connections.values()):
             connection.close_after_replies()
         deadline_ms = clock.boot_ms() + int(_DRAIN_S * 1000)
@@ -292,7 +307,6 @@ class Node:
             watcher.stop()
         self.pairing.stop()
         self.poller.close()
-        self._close_listeners()
         log.info("stopped")
         self._stopped.set()
 

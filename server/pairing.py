@@ -27,7 +27,7 @@ from . import clock
 from .config import Address, Config
 from .core import limits, snapshot, stream
 from .core.failover import Answer, NoAnswer, Standing, Step, step_of_empty_node
-from .core.replica import BacklogOverrun, Diverged, HeldBack, Phase, Replica, Role, StaleStream
+from .core.replica import BacklogOverrun, Diverged, Phase, Replica, Replies, Role, StaleStream
 from .core.view import Cas, View
 from .link import Link, ask, dial, reply_parser, request_parser
 from .view_register import FailStop
@@ -125,7 +125,7 @@ class Pairing:
         replica, link = self.replica, self.link
         if replica.role is Role.PRIMARY:
             replica.forget()
-            for _, _, connection, _ in replica.drop_overdue():
+            for connection, _ in replica.drop_overdue():
                 connection.close(f"its reply was held back for {limits.BLOCKED_MAX_MS} ms")
             if link is not None:
                 replica.beat()
@@ -273,9 +273,9 @@ class Pairing:
             self.release(replica.drop_joining_backup())
             self._say("serving alone in epoch %d", replica.view.epoch)
 
-    def release(self, held_back: Iterable[HeldBack]) -> None:
+    def release(self, replies: Replies) -> None:
         """Let replies go that no longer wait for the backup."""
-        for _, _, connection, data in held_back:
+        for connection, data in replies:
             connection.release(data)
 
     # -- the backup's side -----------------------------------------------------------------------

@@ -50,13 +50,12 @@ class Poller:
             registered = callbacks.get(fd)
             if registered is None:
                 continue  # closed by the callback of one before it
-            if events & WRITE:
-                registered[1]()
-                if not events & ~WRITE:
+            on_readable, on_writable = registered
+            if events != READ and events & WRITE:
+                on_writable()
+                if events == WRITE or callbacks.get(fd) is not registered:
                     continue
-                if callbacks.get(fd) is not registered:
-                    continue
-            registered[0]()
+            on_readable()
 
     def close(self) -> None:
         """Stop watching."""

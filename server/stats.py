@@ -19,6 +19,23 @@ class SlowRequest(NamedTuple):
     client_name: bytes
 
 
+_ARGUMENTS_SHOWN = 32
+_BYTES_SHOWN = 128
+
+
+def trimmed(argv: list[bytes]) -> list[bytes]:
+    """A request as SLOWLOG keeps it: what is cut off is counted in words, as in Redis."""
+    more = len(argv) - _ARGUMENTS_SHOWN
+    kept = argv if more <= 0 else argv[: _ARGUMENTS_SHOWN - 1]
+    shown = [
+        argument
+        if len(argument) <= _BYTES_SHOWN
+        else b"%b... (%d more bytes)" % (argument[:_BYTES_SHOWN], len(argument) - _BYTES_SHOWN)
+        for argument in kept
+    ]
+    return shown if more <= 0 else [*shown, b"... (%d more arguments)" % (more + 1)]
+
+
 class Stats:
     """Counters since the start or the last CONFIG RESETSTAT."""
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from ...resp import encoder
 from ..core.limits import NAME_BYTES_MAX
 from ..core.reply_cache import AT, Refused, split_reqid
-from ..core.state import LOCK, UNDO, UNLOCK
+from ..core.state import LOCK, LOCK_WITH, UNDO, UNLOCK
 from .table import COMMANDS, Argument, command, wrong_arity
 
 if TYPE_CHECKING:
@@ -38,16 +38,17 @@ _REQID = Argument("reqid")
 )
 def lock(connection: Connection, argv: list[bytes]) -> bytes | None:
     """``LOCK name reqid [OWNER owner]``"""
-    owner = b""
+    kind, owner = LOCK, b""
     if len(argv) != 3:
         owner, problem = _option(argv, b"OWNER")
         if problem:
             return connection.error(problem)
+        kind = LOCK_WITH
     _, name, reqid = argv[:3]
     if not 0 < len(name) <= NAME_BYTES_MAX or not 0 < len(reqid) <= NAME_BYTES_MAX:
         return connection.error(_bad_length(name, reqid))
     node = connection.node
-    answer = node.replica.request(LOCK, name, reqid, owner, b"")
+    answer = node.replica.request(kind, name, reqid, owner)
     if answer.__class__ is not int:
         return _refuse(connection, answer)
     if answer:

@@ -47,7 +47,7 @@ from . import limits, snapshot, stream
 from .backlog import Batch
 from .failover import Answer, Standing
 from .reply_cache import Refused
-from .state import EPOCH, FORGET, LOCK, UNDO, UNLOCK, State
+from .state import COMMAND_OF, EPOCH, FORGET, LOCK, State
 from .view import NO_VIEW, View
 
 _UNLIMITED = 2**63
@@ -80,8 +80,11 @@ class StaleStream(Exception):
     """A message of a lower epoch than ours (C5)."""
 
 
-HeldBack = tuple[int, int, Any, bytes]
-"""A reply that waits for the backup: frame, since when (ms), connection (opaque here), data."""
+Replies = list[tuple[Any, bytes]]
+"""Connections (opaque here) and what goes out on each."""
+
+HeldBack = tuple[int, int, Replies, int]
+"""One turn's replies that wait for the backup: frame, since when (ms), replies, their bytes."""
 
 
 class Replica:
@@ -108,12 +111,14 @@ class Replica:
         self._required_frame = 0
         self._stalled_at_frame = 0
         self._offset_limit = _UNLIMITED
+        self._no_grants: Refused | None = None
         self._beat_wanted = False
         self._messages: list[bytes] = []  # to be sent at the end of this turn
         self._clock_offset_ms = 0
         self._now_ms = 0
         # The entries of this turn (first_offset 0: none yet):
         self._first_offset = 0
+        self._kinds = bytearray()
         self._fields: list[bytes] = []
         self._answers: list[int] = []
         # As backup:
@@ -130,35 +135,48 @@ class Replica:
     def begin_turn(self, now_ms: int) -> None:
         """A turn of the event loop begins: all that happens in it happens now."""
         self._now_ms = now_ms
+        self._review_grants()
+
+    def _review_grants(self) -> None:
+        """Whether locks may be granted. Looked at once a turn and when the phase changes, not for
+        every request: the bound on their number may be passed by one turn's worth."""
+        if self.min_backups and self.phase is not Phase.MEMBER:
+            self._no_grants = Refused.NO_REPLICAS
+        elif len(self.state.locks.held) >= limits.LOCKS_MAX:
+            self._no_grants = Refused.LOCKS_FULL
+        else:
+            self._no_grants = None
 
     def request(
-        self, kind: bytes, name: bytes, reqid: bytes, owner: bytes, argument: bytes
+        self, kind: int, name: bytes, reqid: bytes, owner: bytes = b"", argument: bytes = b""
     ) -> int | Refused:
-        """Execute a well-formed LOCK, UNLOCK or UNDO at most once; its answer, or why not."""
+        """Execute a well-formed LOCK, UNLOCK, ... at most once; its answer, or why not."""
         state = self.state
-        known = state.replies.recall(UNLOCK if kind == UNDO else kind, name, reqid)
+        command = COMMAND_OF[kind]
+        known = state.replies.recall(command, name, reqid)
         if known is not None:
             return known
         if state.offset >= self._offset_limit:
             return Refused.TRY_AGAIN
-        if kind == LOCK:
-            if self.min_backups and self.phase is not Phase.MEMBER:
-                return Refused.NO_REPLICAS
-            if len(state.locks.held) >= limits.LOCKS_MAX and name not in state.locks.held:
-                return Refused.LOCKS_FULL
+        if self._no_grants is not None and command == LOCK:
+            return self._no_grants
         if not self._first_offset:
             self._open_batch()
         answer = state.apply(kind, name, reqid, owner, argument)
         if self.outbound is not None:
-            self._fields += (kind, name, reqid, owner, argument)
+            self._kinds.append(kind)
+            if kind == command:
+                self._fields += (name, reqid)
+            else:
+                self._fields += (name, reqid, owner, argument)
             self._answers.append(answer)
         return answer
 
-    def hold_back(self, connection: Any, data: bytes) -> None:
-        """Keep what this turn has answered to ``connection`` until the backup has the turn (C1)."""
+    def hold_back(self, replies: Replies, size_bytes: int) -> None:
+        """Keep what this turn has answered until the backup has the turn (C1)."""
         frame = (self.outbound.frame if self.outbound else self._frame) + 1
-        self.held_back.append((frame, self._now_ms, connection, data))
-        self.held_back_bytes += len(data)
+        self.held_back.append((frame, self._now_ms, replies, size_bytes))
+        self.held_back_bytes += size_bytes
         self._beat_wanted = True
 
     def end_turn(self, room_bytes: int = limits.CATCH_UP_BYTES_PER_TURN) -> bytes:
@@ -169,8 +187,7 @@ class Replica:
         messages = self._messages
         outbound = self.outbound
         if self.blocked:
-            self._fields.clear()
-            self._answers.clear()
+            self._clear_entries()
             messages.clear()
         elif outbound is not None:
             if self._first_offset:
@@ -193,7 +210,7 @@ class Replica:
         messages.clear()
         return data
 
-    def on_ack(self, epoch: int, frame: int, offset: int) -> list[HeldBack]:
+    def on_ack(self, epoch: int, frame: int, offset: int) -> Replies:
         """Count the backup's ack; the replies that may leave now (C1). Raises ValueError."""
         if epoch != self.view.epoch or self.outbound is None:
             return []  # of an earlier epoch: the ack that counts is still to come
@@ -207,12 +224,13 @@ class Replica:
             self.phase = Phase.CATCHING_UP
         elif self.phase is Phase.PROPOSED and frame >= self._required_frame:
             self.phase = Phase.MEMBER
+            self._review_grants()
         held_back = self.held_back
-        released = []
+        released: Replies = []
         while held_back and held_back[0][0] <= frame:
-            reply = held_back.popleft()
-            self.held_back_bytes -= len(reply[3])
-            released.append(reply)
+            _, _, replies, size_bytes = held_back.popleft()
+            self.held_back_bytes -= size_bytes
+            released = released + replies if released else replies
         return released
 
     def _open_batch(self) -> None:
@@ -225,12 +243,17 @@ class Replica:
             self.state.offset,
             self.state.epoch,
             self.state.time_ms,
+            bytes(self._kinds),
             self._fields,
             self._answers,
         )
+        self._clear_entries()
+        return batch
+
+    def _clear_entries(self) -> None:
+        self._kinds.clear()
         self._fields.clear()
         self._answers.clear()
-        return batch
 
     def _frame_message(self, kind: bytes, *fields: bytes | int | str) -> int:
         assert self.outbound is not None
@@ -251,12 +274,13 @@ class Replica:
         if replies.clients_due(now_ms):
             self._append(FORGET, b"c")
 
-    def _append(self, kind: bytes, argument: bytes) -> None:
+    def _append(self, kind: int, argument: bytes) -> None:
         if not self._first_offset:
             self._open_batch()
         answer = self.state.apply(kind, b"", b"", b"", argument)
         if self.outbound is not None:
-            self._fields += (kind, b"", b"", b"", argument)
+            self._kinds.append(kind)
+            self._fields += (b"", b"", b"", argument)
             self._answers.append(answer)
 
     def state_time_ms(self) -> int:
@@ -327,7 +351,7 @@ class Replica:
         if self.outbound is not None and not self.outbound.unacked:
             self._beat_wanted = True
 
-    def drop_joining_backup(self) -> list[HeldBack]:
+    def drop_joining_backup(self) -> Replies:
         """A backup that was not yet proposed is lost: nothing depends on it (C1)."""
         assert self.phase in (Phase.SNAPSHOT, Phase.CATCHING_UP, Phase.REQUIRED), self.phase
         return self._without_backup()
@@ -338,35 +362,36 @@ class Replica:
         assert self.phase in (Phase.PROPOSED, Phase.MEMBER), self.phase
         self.blocked = True
 
-    def drop_overdue(self) -> list[HeldBack]:
+    def drop_overdue(self) -> Replies:
         """Held back for too long: these connections are to be closed, their clients ask again."""
-        overdue = []
+        overdue: Replies = []
         while self.held_back and self._now_ms - self.held_back[0][1] > limits.BLOCKED_MAX_MS:
-            reply = self.held_back.popleft()
-            self.held_back_bytes -= len(reply[3])
-            overdue.append(reply)
+            _, _, replies, size_bytes = self.held_back.popleft()
+            self.held_back_bytes -= size_bytes
+            overdue += replies
         return overdue
 
-    def go_alone(self, view: View) -> list[HeldBack]:
+    def go_alone(self, view: View) -> Replies:
         """The view of this primary alone stands: everything held back may leave."""
         assert self.role is Role.PRIMARY and view == self.view.alone(self.incarnation), view
         self.view = view
         self.stalled = False
         return self._without_backup()
 
-    def _without_backup(self) -> list[HeldBack]:
+    def _without_backup(self) -> Replies:
         if self.outbound is not None:
             self._frame = self.outbound.frame
         self.outbound = None
         self.phase = Phase.NONE
         self.backup = ""
         self.holding = self.blocked = False
+        self._first_offset = 0
+        self._review_grants()
         self._beat_wanted = False
         self._offset_limit = _UNLIMITED
-        self._fields.clear()
-        self._answers.clear()
+        self._clear_entries()
         self._messages.clear()
-        released = list(self.held_back)
+        released = [reply for _, _, replies, _ in self.held_back for reply in replies]
         self.held_back.clear()
         self.held_back_bytes = 0
         return released
@@ -412,11 +437,12 @@ class Replica:
         self._clock_offset_ms = self.state.time_ms - now_ms
 
     def on_entries(self, header: bytes, payload: bytes, fields: list[bytes], now_ms: int) -> None:
-        """Apply one ENTRIES frame. Raises StaleStream, Diverged."""
+        """Apply one ENTRIES frame; ``fields`` is its payload, parsed. Raises StaleStream,
+        Diverged."""
         (stream_epoch, frame, first, last, epoch, time_ms, checksum) = stream.decode_entries(header)
         self._check_frame(stream_epoch, frame)
         assert first == self.state.offset + 1, (first, self.state.offset)  # paired: sender's seal
-        answers = self.state.apply_batch(first, epoch, time_ms, fields)
+        answers = self.state.apply_batch(first, epoch, time_ms, fields[0], fields[1:])
         self._checksum = stream.chain(self._checksum, payload, answers)
         if self._checksum != checksum or self.state.offset != last:
             raise Diverged(
@@ -501,7 +527,7 @@ class Replica:
         self._first_offset = 0
         assert self.state.offset == offset, "the skip is an entry like any other (I7)"
 
-    def stand_down(self, incarnation: str) -> list[HeldBack]:
+    def stand_down(self, incarnation: str) -> Replies:
         """PRIMARY to EMPTY: another view stands. The held-back replies, whose connections are to
         be closed without a word (C2). ``incarnation``: the new one (C6)."""
         assert self.role is Role.PRIMARY, self.role

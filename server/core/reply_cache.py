@@ -24,7 +24,6 @@ retention that is left.
 from __future__ import annotations
 
 from enum import Enum
-from typing import NamedTuple
 
 from . import limits
 
@@ -32,8 +31,11 @@ AT = 64  # "@"
 
 _GENERATION_MAX = limits.REPLIES_MAX // 2
 
-RequestKey = tuple[bytes, bytes, bytes]
+RequestKey = tuple[int, bytes, bytes]
 """Command, name and request id: what makes a request the same request."""
+
+Record = tuple[int, int, bytes, int]
+"""The last request of a client: sequence number, command, name, and its answer."""
 
 
 class Refused(Enum):
@@ -55,15 +57,6 @@ class Refused(Enum):
         "nothing was done, send the request again"
     )
     NO_REPLICAS = "NOREPLICAS no backup in sync, and --min-backups wants one; nothing was done"
-
-
-class Record(NamedTuple):
-    """The last request of a client and its answer."""
-
-    sequence: int
-    command: bytes
-    name: bytes
-    answer: int
 
 
 def split_reqid(reqid: bytes) -> tuple[bytes, int] | None:
@@ -102,7 +95,7 @@ class ReplyCache:
         # While a snapshot is being sent: records of the cut that changed since (snapshot.py).
         self.before_cut: dict[bytes, Record] | None = None
 
-    def recall(self, command: bytes, name: bytes, reqid: bytes) -> int | Refused | None:
+    def recall(self, command: int, name: bytes, reqid: bytes) -> int | Refused | None:
         """What to answer without executing: the first answer, or why not; None: a new request."""
         if reqid[0] != AT:
             key = (command, name, reqid)
@@ -116,15 +109,14 @@ class ReplyCache:
         if record is None:
             full = len(self.clients) + len(self.old_clients) >= limits.CLIENTS_MAX
             return Refused.CLIENTS_FULL if full else None
-        if sequence > record.sequence:
+        last, last_command, last_name, answer = record
+        if sequence > last:
             return None
-        if sequence < record.sequence:
+        if sequence < last:
             return Refused.REQUEST_GONE
-        if record.command != command or record.name != name:
-            return Refused.REUSED
-        return record.answer
+        return answer if last_command == command and last_name == name else Refused.REUSED
 
-    def remember(self, command: bytes, name: bytes, reqid: bytes, answer: int, now_ms: int) -> None:
+    def remember(self, command: int, name: bytes, reqid: bytes, answer: int, now_ms: int) -> None:
         """Bind ``answer`` to the request, for good (R1)."""
         if reqid[0] != AT:
             replies = self.replies
@@ -138,10 +130,10 @@ class ReplyCache:
         client, sequence = identity
         previous = self.clients.get(client) or self.old_clients.pop(client, None)
         if previous is not None:
-            assert sequence > previous.sequence, (sequence, previous.sequence)
+            assert sequence > previous[0], f"request {sequence} after {previous[0]} (I4)"
             if self.before_cut is not None:
                 self.before_cut.setdefault(client, previous)
-        self.clients[client] = Record(sequence, command, name, answer)
+        self.clients[client] = (sequence, command, name, answer)
 
     def rotate_replies(self, now_ms: int) -> None:
         """Forget the older generation of opaque ids."""

@@ -8,7 +8,7 @@ meanwhile is kept alive by the cut. Every item has seven fields, so a slice is o
 
     L  name    fencing token  reqid    owner  granted_at_ms  -
     C  client  sequence       command  name   answer         generation (1 young, 0 old)
-    R  name    -              reqid    -      answer         generation + command
+    R  name    command        reqid    -      answer         generation
 
 ``restore`` is the way back.
 """
@@ -100,7 +100,7 @@ class Cut:
         for generation, (answers, keys) in enumerate(replies):
             for key in keys:
                 command, name, reqid = key
-                yield b"R", name, b"", reqid, b"", answers[key], b"%d%b" % (generation, command)
+                yield b"R", name, command, reqid, b"", answers[key], generation
 
 
 def restore(header: Header) -> State:
@@ -117,15 +117,15 @@ def load(state: State, fields: list[bytes]) -> int:
     locks, replies = state.locks, state.replies
     field = iter(fields)
     items = 0
-    for kind, key, number, reqid, other, value, tag in zip(*[field] * ITEM_FIELDS, strict=True):
+    for kind, key, number, third, other, value, last in zip(*[field] * ITEM_FIELDS, strict=True):
         items += 1
         if kind == b"L":
-            locks.held[key] = (int(number), reqid, other, int(value))
+            locks.held[key] = (int(number), third, other, int(value))
         elif kind == b"C":
-            clients = replies.clients if tag == b"1" else replies.old_clients
-            clients[key] = Record(int(number), reqid, other, int(value))
+            clients = replies.clients if last == b"1" else replies.old_clients
+            clients[key] = (int(number), int(third), other, int(value))
         else:
             assert kind == b"R", f"unknown kind of snapshot item {kind!r}"
-            table = replies.replies if tag[:1] == b"1" else replies.old_replies
-            table[tag[1:], key, reqid] = int(value)
+            table = replies.replies if last == b"1" else replies.old_replies
+            table[int(number), key, third] = int(value)
     return items

@@ -9,20 +9,23 @@ the same state and the same answer on every machine and in every process (I5). W
 the time and the epoch, comes with the batch of entries: all entries that a primary appends in one
 turn of its loop carry the same stamp.
 
-An entry is five byte strings: kind, name, reqid, owner, argument.
+An entry is a kind, a name and a request id; all but the two most frequent kinds carry two more
+fields, owner and argument.
 
-======  ==================================================  ==========================
-kind    meaning                                             answer
-======  ==================================================  ==========================
-LOCK    grant ``name`` to ``owner`` if it is free           fencing token, or 0
-UNLOCK  release ``name``, whoever holds it                  1, or 0 if it was not held
-UNDO    release what the LOCK ``argument`` got, or make     1, or 0
-        sure that it never gets anything
-EPOCH   a history or a new primary's reign begins, at the   0
-        offset ``argument``
-FORGET  rotate the opaque ids (``argument`` "r") or the     0
-        client ids ("c") of the reply cache
-======  ==================================================  ==========================
+=========  ===============================================  ==========================
+kind       meaning                                          answer
+=========  ===============================================  ==========================
+LOCK       grant ``name`` if it is free; the owner is the   fencing token, or 0
+           request id
+UNLOCK     release ``name``, whoever holds it               1, or 0 if it was not held
+LOCK_WITH  LOCK for ``owner``                               as LOCK
+UNDO       release what the LOCK ``argument`` got, or make  1, or 0
+           sure that it never gets anything
+EPOCH      a history or a new primary's reign begins, at    0
+           the offset ``argument``
+FORGET     rotate the opaque ids (``argument`` "r") or the  0
+           client ids ("c") of the reply cache
+=========  ===============================================  ==========================
 
 Every entry takes one offset, and an answer is an int. Refusals are entries too: they bind the
 answer to the request id on both nodes.
@@ -39,13 +42,15 @@ from . import limits
 from .lock_table import LockTable
 from .reply_cache import ReplyCache
 
-LOCK = b"L"
-UNLOCK = b"U"
-UNDO = b"Q"
-EPOCH = b"E"
-FORGET = b"F"
+LOCK = ord("L")
+UNLOCK = ord("U")
+LOCK_WITH = ord("W")
+UNDO = ord("Q")
+EPOCH = ord("E")
+FORGET = ord("F")
 
-ENTRY_FIELDS = 5
+COMMAND_OF = {LOCK: LOCK, LOCK_WITH: LOCK, UNLOCK: UNLOCK, UNDO: UNLOCK}
+"""The command that a request is one of: what its request id is bound to, besides the name."""
 
 
 class State:
@@ -74,51 +79,67 @@ class State:
         self.epoch = epoch
         self.time_ms = time_ms
 
-    def apply(self, kind: bytes, name: bytes, reqid: bytes, owner: bytes, argument: bytes) -> int:
+    def apply(
+        self, kind: int, name: bytes, reqid: bytes, owner: bytes = b"", argument: bytes = b""
+    ) -> int:
         """Apply the next entry; its answer. The caller has ``stamp``ed it and made sure that its
         request is a new one and well-formed."""
         self.offset = offset = self.offset + 1
         if kind == LOCK:
-            answer = self.locks.grant(name, offset, reqid, owner or reqid, self.time_ms)
-            self.replies.remember(kind, name, reqid, answer, self.time_ms)
-            return answer
-        if kind == UNLOCK:
+            answer = self.locks.grant(name, offset, reqid, reqid, self.time_ms)
+        elif kind == UNLOCK:
             answer = self.locks.release(name)
-            self.replies.remember(kind, name, reqid, answer, self.time_ms)
-            return answer
-        if kind == UNDO:
-            return self._undo(name, reqid, argument)
-        if kind == EPOCH:
+        elif kind == LOCK_WITH:
+            kind = LOCK
+            answer = self.locks.grant(name, offset, reqid, owner or reqid, self.time_ms)
+        elif kind == UNDO:
+            kind = UNLOCK
+            answer = self._undo(name, argument)
+        elif kind == EPOCH:
             return self._begin_epoch(int(argument))
-        assert kind == FORGET, f"unknown kind of entry {kind!r}"
-        if argument == b"r":
-            self.replies.rotate_replies(self.time_ms)
         else:
-            assert argument == b"c", f"unknown table {argument!r}"
-            self.replies.rotate_clients(self.time_ms)
-        return 0
+            assert kind == FORGET, f"unknown kind of entry {kind!r}"
+            return self._forget(argument)
+        self.replies.remember(kind, name, reqid, answer, self.time_ms)
+        return answer
 
     def apply_batch(
-        self, first_offset: int, epoch: int, time_ms: int, fields: list[bytes]
+        self, first_offset: int, epoch: int, time_ms: int, kinds: bytes, fields: Iterable[bytes]
     ) -> list[int]:
-        """Apply the entries of one batch, received from the primary; their answers."""
+        """Apply the entries of one batch, received from the primary; their answers.
+
+        Raises StopIteration if there are fewer fields than the kinds call for.
+        """
         assert first_offset == self.offset + 1, f"entry {first_offset} after {self.offset} (I5)"
         self.stamp(epoch, time_ms)
         apply = self.apply
-        field = iter(fields)
-        return [apply(*entry) for entry in zip(field, field, field, field, field, strict=True)]
+        take = iter(fields).__next__
+        answers = []
+        for kind in kinds:
+            if kind == LOCK or kind == UNLOCK:
+                answers.append(apply(kind, take(), take()))
+            else:
+                answers.append(apply(kind, take(), take(), take(), take()))
+        return answers
 
-    def _undo(self, name: bytes, reqid: bytes, undone: bytes) -> int:
+    def _undo(self, name: bytes, undone: bytes) -> int:
         """Release the grant made by ``undone``; if there was none, there never will be.
 
-        A client's earlier request is frozen by remembering this one, its later (reply cache, R2);
-        an opaque one that is unknown is recorded as refused.
+        A client's earlier request is frozen by remembering the one that undoes it (reply cache,
+        R2); an opaque one that is unknown is recorded as refused.
         """
         answer = self.locks.release_grant_of(name, undone)
         if not answer and self.replies.recall(LOCK, name, undone) is None:
             self.replies.remember(LOCK, name, undone, 0, self.time_ms)
-        self.replies.remember(UNLOCK, name, reqid, answer, self.time_ms)
         return answer
+
+    def _forget(self, table: bytes) -> int:
+        if table == b"r":
+            self.replies.rotate_replies(self.time_ms)
+        else:
+            assert table == b"c", f"unknown table {table!r}"
+            self.replies.rotate_clients(self.time_ms)
+        return 0
 
     def _begin_epoch(self, offset: int) -> int:
         """Skip ahead to ``offset``, past everything that a deposed primary can have numbered."""

@@ -34,6 +34,9 @@ out at the end of its loop turn (the commit rule, I6), and an ack of a frame is 
 before it. A frame's number is above every reply that was held back before it was sent, so even a
 reply held back before a connection broke is released rightly by a frame of the next.
 
+The payload of ENTRIES is a RESP array: the kinds of all entries as one string, a byte each, and
+then the fields of each entry (``core/state.py``).
+
 Checksum
 --------
 Every ENTRIES frame carries a CRC chained over all payloads and all answers since the snapshot. The
@@ -170,11 +173,12 @@ class Outbound:
         last_offset: int,
         epoch: int,
         time_ms: int,
+        kinds: bytes,
         fields: list[bytes],
         answers: list[int],
     ) -> Batch:
         """The entries of a turn as a batch, kept in the backlog."""
-        payload = pack(tuple(fields))
+        payload = pack((kinds, *fields))
         self.checksum = chain(self.checksum, payload, answers)
         batch = Batch(first_offset, last_offset, epoch, time_ms, self.checksum, payload)
         self.backlog.append(batch)
