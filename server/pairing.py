@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import logging
 import random
+import re
 import secrets
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
@@ -40,6 +41,9 @@ log = logging.getLogger(__name__)
 
 _ASK_TIMEOUT_S = 0.5
 _RETRY_S = 0.05
+_RETRY_FIRST_S = 0.002  # a process that is being killed may reset a dial or two before it refuses
+_JOIN_RETRY_MS_MAX = 1000
+_MILLISECONDS = re.compile(r"\d+ ms")
 _SUSPECT_AT = 0.75  # of the peer's time-out: early enough to have its answer when it is over
 
 
@@ -64,7 +68,10 @@ class Pairing:
         self._greenlet: gevent.Greenlet[..., None] | None = None
         self._cut: snapshot.Cut | None = None
         self._joining: tuple[Connection, str, int] | None = None
+        self._join_retry_ms = 0  # how long a refused JOIN is not repeated
+        self._join_again_ms = 0  # not before this instant
         self._probe = 0
+        self._probe_due = False
         self._probe_after_stall = 0
         self._said = ""  # the last thing logged while waiting, so that it is said once
 
@@ -83,42 +90,58 @@ class Pairing:
 
     def begin_turn(self, now_ms: int, gap_ms: int) -> None:
         """A loop turn begins, ``gap_ms`` after the one before it."""
-        if gap_ms > self._stall_ms and not self.replica.stalled:
-            self.replica.note_stall()
-            if self.replica.stalled:
-                self._probe_after_stall = self._probe + 1
-                log.warning(
-                    "this node stood still for %d ms (limit %d ms): it bypasses nobody until its "
-                    "peer has answered", gap_ms, self._stall_ms,
-                )  # fmt: skip
+        if gap_ms <= self._stall_ms:
+            return
+        # Each stall anew: an answer that was under way before this one proves nothing.
+        was_stalled = self.replica.stalled
+        self.replica.note_stall()
+        self._probe_after_stall = self._probe + 1
+        if self.replica.stalled and not was_stalled:
+            log.warning(
+                "this node stood still for %d ms (limit %d ms): it bypasses nobody until its "
+                "peer has answered",
+                gap_ms,
+                self._stall_ms,
+            )
 
     def end_turn(self) -> None:
         """The turn's one write to the peer. Then, between two turns, whoever wants to join."""
         replica, link = self.replica, self.link
         if replica.role is Role.PRIMARY:
             if link is not None:
-                room = limits.CATCH_UP_BYTES_PER_TURN - link.unsent_bytes
-                if self._cut is not None and room > 0:
-                    self._send_slices(link, self._cut, room)
-                try:
-                    data = replica.end_turn(room)
-                except BacklogOverrun:
-                    link.lose("it cannot keep up with the writes; a new snapshot is needed")
-                    return
-                if data:
-                    link.write(data)
-                if self._cut is not None or replica.phase is Phase.CATCHING_UP:
-                    self.node.another_turn()  # or the rest would wait for the next event
-                if link.unsent_bytes > limits.UNACKED_BYTES_MAX and not link.closed:
-                    link.lose(f"it left {link.unsent_bytes} bytes of the stream unread")
+                self._feed(link)
             else:
                 replica.end_turn()
             if self._joining is not None:
                 self._attach(*self._joining)
-        elif link is not None and replica.synced:
-            data = replica.ack()
+        elif link is not None:
+            data = replica.ack() if replica.synced else b""
+            if self._probe_due:
+                self._probe_due = False
+                data += encoder.pack((stream.PROBE, self._probe))
             if data:
                 link.write(data)
+
+    def _feed(self, link: Link) -> None:
+        """This turn's entries to the backup; some of the snapshot or the backlog to one that joins.
+
+        Any write may find that the backup is gone, and then ``link`` is closed and forgotten.
+        """
+        replica = self.replica
+        room = limits.CATCH_UP_BYTES_PER_TURN - link.unsent_bytes
+        if self._cut is not None and room > 0:
+            self._send_slices(link, self._cut, room)
+        try:
+            data = replica.end_turn(room)
+        except BacklogOverrun:
+            link.lose("it cannot keep up with the writes; a new snapshot is needed")
+            return
+        if data:
+            link.write(data)
+        if self._cut is not None or replica.phase is Phase.CATCHING_UP:
+            self.node.another_turn()  # or the rest would wait for the next event
+        if link.unsent_bytes > limits.LINK_BYTES_MAX:
+            link.lose(f"it left {link.unsent_bytes} bytes of the stream unread")
 
     def tick(self, now_ms: int) -> None:
         """Every ``heartbeat_ms``: signs of life, and the watch over the peer's."""
@@ -132,7 +155,7 @@ class Pairing:
                 self._watch_backup(link, now_ms)
         elif link is not None:
             self._probe += 1
-            link.write(encoder.pack((stream.PROBE, self._probe)))
+            self._probe_due = True
             silent_ms = now_ms - link.last_heard_ms
             if silent_ms > self.node.config.promotion_timeout_ms * _SUSPECT_AT:
                 if replica.is_member and replica.may_promote_itself:
@@ -164,6 +187,8 @@ class Pairing:
         """``PEER JOIN``: a backup wants to be attached. Done between two turns; an error reply if
         it cannot be. None: the connection becomes the link."""
         replica = self.replica
+        if incarnation == replica.incarnation:
+            return encoder.error("ERR that is this very node")
         if replica.role is not Role.PRIMARY:
             return encoder.error(f"ERR this node is {replica.mode}, it has no stream to give")
         if replica.phase is not Phase.NONE or self._joining is not None:
@@ -187,7 +212,11 @@ class Pairing:
         self._joining = None
         if connection.closed or self.replica.role is not Role.PRIMARY:
             return
-        host = connection.sock.getpeername()[0]
+        try:
+            host = connection.sock.getpeername()[0]
+        except OSError:
+            connection.close("it asked to join, and is gone")
+            return
         sock = connection.detach("it is a replication link now")
         link = Link(
             self.node.loop, sock, request_parser(), self._on_backup_messages, self._on_backup_lost,
@@ -195,8 +224,7 @@ class Pairing:
         )  # fmt: skip
         link.address = Address(host, port)
         self.link = link
-        if self.node.config.peer is None:
-            self.peer_address = link.address
+        gevent.spawn(self._learn_address, link, incarnation)
         self._cut = self.replica.attach(incarnation)
         self.full_resyncs += 1
         log.info(
@@ -205,6 +233,17 @@ class Pairing:
         )  # fmt: skip
         link.write(self.replica.end_turn(0))
         self.node.another_turn()
+
+    def _learn_address(self, link: Link, incarnation: str) -> None:
+        """Find out where to ask for this backup once its link is lost (waits): at the configured
+        address if it answers there, which may lead through a proxy; else where it says it is."""
+        configured = self.node.config.peer
+        if configured is not None:
+            answer = ask(configured, _ASK_TIMEOUT_S, "ASK")
+            if isinstance(answer, Answer) and answer.incarnation == incarnation:
+                link.address = configured
+        if self.link is link:
+            self.peer_address = link.address
 
     def _send_slices(self, link: Link, cut: snapshot.Cut, room: int) -> None:
         while room > 0:
@@ -215,6 +254,8 @@ class Pairing:
                 return
             payload = encoder.pack(tuple(fields))
             link.write(encoder.pack((stream.ITEMS, payload)))
+            if link.closed:
+                return
             room -= len(payload)
 
     def _close_cut(self) -> None:
@@ -267,7 +308,6 @@ class Pairing:
         log.warning("link to backup %s is lost: %s", link.peer, why)
         if replica.phase >= Phase.PROPOSED:
             replica.lose_link()
-            self.peer_address = self.node.config.peer or link.address
             self._suspect("its link is lost")
         elif replica.phase is not Phase.NONE:
             self.release(replica.drop_joining_backup())
@@ -299,6 +339,8 @@ class Pairing:
             str(address),
         )  # fmt: skip
         self.link.address = address
+        self._join_retry_ms = min(max(2 * self._join_retry_ms, 50), _JOIN_RETRY_MS_MAX)
+        self._join_again_ms = clock.boot_ms() + self._join_retry_ms
         self.link.write(
             encoder.pack(
                 ("PEER", "JOIN", stream.PROTOCOL_VERSION, replica.incarnation, self.node.port)
@@ -311,7 +353,7 @@ class Pairing:
         try:
             for message in messages:
                 if isinstance(message, Exception):
-                    link.lose(f"it refuses: {message}")
+                    self._on_refused(link, str(message))
                     return
                 self._on_primary_message(message, now_ms)
                 if link.closed:
@@ -343,7 +385,8 @@ class Pairing:
         elif kind == stream.BEGIN:
             self._on_snapshot(message)
         elif kind == stream.END:
-            replica.load_end(int(message[1]), int(message[2]), now_ms)
+            replica.load_end(int(message[1]), int(message[2]), int(message[3]), now_ms)
+            self._join_retry_ms = 0
             self.node.role_changed()
             log.info("snapshot is loaded at offset %d", replica.state.offset)
         else:
@@ -363,6 +406,12 @@ class Pairing:
             epoch, frame, message[3].decode(), message[4].decode(), message[5] == b"1"
         )
         log.info("member of the view of %s: epoch %d -> %d: paired", self._peer, before, epoch)
+
+    def _on_refused(self, link: Link, why: str) -> None:
+        self._say("%s refuses this backup: %s", link.peer, why)
+        link.close()
+        self.link = None
+        self._run(self._seek)
 
     def _on_primary_lost(self, link: Link, why: str) -> None:
         if link is not self.link:
@@ -399,7 +448,7 @@ class Pairing:
                 self._begin_history(why)
             elif step is Step.WAIT:
                 self._say("waiting for %s: %s", address, why)
-            elif self._join(address):
+            elif clock.boot_ms() >= self._join_again_ms and self._join(address):
                 return
             if self._needs_primary():
                 gevent.sleep(_RETRY_S * (0.5 + random.random()))
@@ -443,6 +492,7 @@ class Pairing:
     def _decide(self) -> None:
         """Have the register decide who goes on, until it is decided or the peer is back."""
         replica = self.replica
+        retry_s = _RETRY_FIRST_S
         while self._in_doubt():
             proposal = replica.view.alone(replica.incarnation)
             result, view = self.register.cas(proposal)
@@ -458,7 +508,8 @@ class Pairing:
                 self._yield_to(view)
             else:
                 self._say("undecided about %s: %s", self._peer, self.register.reason)
-                gevent.sleep(min(_RETRY_S, self.heartbeat_ms / 1000))
+                gevent.sleep(retry_s)
+                retry_s = min(2 * retry_s, _RETRY_S, self.heartbeat_ms / 1000)
 
     def _in_doubt(self) -> bool:
         """Whether the peer, whom this node needs to go on, is lost for now."""
@@ -554,7 +605,7 @@ class Pairing:
         """REPLICAOF NO ONE [FORCE] (waits). What came of it, as the text of a reply."""
         replica = self.replica
         if replica.role is Role.PRIMARY:
-            return "OK"
+            return self._go_on_by_hand(force=force) if replica.blocked else "OK"
         if not replica.synced:
             return "ERR this node has no state that it could serve; see --bootstrap"
         if force:
@@ -575,6 +626,21 @@ class Pairing:
             )
         return self._promote_through_register()
 
+    def _go_on_by_hand(self, *, force: bool) -> str:
+        """A primary that is blocked, because its backup is lost and this node stood still."""
+        replica = self.replica
+        if not force:
+            return (
+                "ERR this primary is blocked: the backup may have taken over while this node stood "
+                "still; if that is certainly not so, REPLICAOF NO ONE FORCE goes on without it"
+            )
+        self.register.reason = "an operator says so"
+        self._bypass(replica.view.alone(replica.incarnation))
+        return (
+            "OK going on alone; whatever the backup answered meanwhile, if it took over, is lost, "
+            "and if it still serves there are two primaries now"
+        )
+
     def _promote_through_register(self) -> str:
         replica = self.replica
         deadline_ms = clock.boot_ms() + self.node.config.promotion_timeout_ms + 1000
@@ -592,8 +658,9 @@ class Pairing:
             gevent.sleep(_RETRY_S)
         return "OK" if replica.role is Role.PRIMARY else "ERR this node is no longer a member"
 
-    def follow(self, address: Address) -> str:
-        """REPLICAOF host port (waits). What came of it, as the text of a reply."""
+    def follow(self, address: Address, asking: Connection) -> str:
+        """REPLICAOF host port (waits). What came of it, as the text of the reply to ``asking``,
+        the one connection that outlives the change."""
         replica = self.replica
         if replica.role is not Role.PRIMARY and address == self.peer_address and self.link:
             return "OK Already connected to specified master"
@@ -616,7 +683,7 @@ class Pairing:
         if replica.role is Role.PRIMARY:
             self._close_cut()
             replica.stand_down(new_incarnation())
-            self.node.close_clients("this node is no longer the primary")
+            self.node.close_clients("this node is no longer the primary", sparing=asking)
         elif replica.role is Role.BACKUP:
             replica.renew_incarnation(new_incarnation())
         self.node.role_changed()
@@ -651,10 +718,11 @@ class Pairing:
             self._run(self._seek)
 
     def _say(self, text: str, *arguments: object) -> None:
-        """Log what may come up again and again, once."""
+        """Log what may come up again and again, once: durations alone make no news."""
         line = text % arguments
-        if line.split(" for ")[0] != self._said:
-            self._said = line.split(" for ")[0]
+        news = _MILLISECONDS.sub("", line)
+        if news != self._said:
+            self._said = news
             log.info("%s", line)
 
     def stop(self) -> None:

@@ -1,5 +1,7 @@
 """The backlog: the recent entries by offset, encoded, for a backup that is catching up.
 
+It is kept from the cut of a snapshot until everything since has been sent.
+
 It holds whole batches (all entries of one loop turn of the primary), and answers one question: can
 I serve from offset n on? The oldest batches go when the bound in bytes is reached.
 """
@@ -8,6 +10,9 @@ from __future__ import annotations
 
 from collections import deque
 from typing import NamedTuple
+
+BATCH_BYTES = 300
+"""A batch without its payload: what a turn with one entry is mostly made of."""
 
 
 class Batch(NamedTuple):
@@ -39,10 +44,16 @@ class Backlog:
     def append(self, batch: Batch) -> None:
         """Take the next batch; the oldest leave beyond the bound."""
         self._batches.append(batch)
-        self.size_bytes += len(batch.payload)
+        self.size_bytes += len(batch.payload) + BATCH_BYTES
         while self.size_bytes > self._bytes_max:
-            self.size_bytes -= len(self._batches.popleft().payload)
+            self.size_bytes -= len(self._batches.popleft().payload) + BATCH_BYTES
             self._dropped += 1
+
+    def clear(self) -> None:
+        """Forget everything; positions go on."""
+        self._dropped += len(self._batches)
+        self._batches.clear()
+        self.size_bytes = 0
 
     @property
     def end(self) -> int:

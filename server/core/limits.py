@@ -40,8 +40,8 @@ UNACKED_ENTRIES_MAX = 262_144
 """Entries appended and not yet acknowledged by the backup. Beyond it work is refused with
 TRYAGAIN. A promotion skips more offsets than this, so a lost entry's token is never used again."""
 
-UNACKED_BYTES_MAX = 64 * 1024 * 1024
-"""Bytes queued on the link for a backup that does not read. Beyond it: TRYAGAIN, likewise."""
+LINK_BYTES_MAX = 64 * 1024 * 1024
+"""Bytes queued on the link for a backup that does not read. Beyond it the link is closed."""
 
 HELD_BACK_BYTES_MAX = 64 * 1024 * 1024
 """Replies held back for the backup's acknowledgement. Beyond it: TRYAGAIN, reads included."""
@@ -70,8 +70,13 @@ STALL_DIVISOR = 2
 CONNECTIONS_MAX = 10_000
 """Clients at a time, as in Redis (``maxclients``)."""
 
-RECEIVE_BYTES = 64 * 1024
-"""Bytes taken from a client's socket at a time, so that none holds the loop."""
+RECEIVE_BYTES = 16 * 1024
+"""Bytes taken from a client's socket at a time, as in Redis: five hundred requests, which is a
+millisecond of the loop."""
+
+POLL_BUDGET_NS = 10_000_000
+"""Time after which clients' sockets that are ready wait for the next turn, so that the link to the
+peer and the timers have theirs."""
 
 OUTPUT_BYTES_MAX = 32 * 1024 * 1024
 """Replies that a client has not read yet. Room for a pipeline of a million and a half requests
@@ -92,11 +97,11 @@ CLIENT_NAME_BYTES_MAX = 256
 SLOWLOG_MAX = 128
 """Slow requests remembered, as in Redis, unless CONFIG SET slowlog-max-len says otherwise."""
 
-SLOWLOG_LENGTH_MAX = 4_096
-"""The most that it may say: each is up to 4 KB."""
+SLOWLOG_LENGTH_MAX = 1_024
+"""The most that it may say: each is up to 4 KB, and SLOWLOG GET -1 shows all in one turn."""
 
-CONFIG_PATTERNS_MAX = 64
-"""Patterns in one CONFIG GET: each is matched against every name, in this turn of the loop."""
+GLOBS_BYTES_MAX = 512
+"""Patterns of one request in all: each is matched against many names, in this turn of the loop."""
 
 assert BACKLOG_BYTES_MAX > 16 * CATCH_UP_BYTES_PER_TURN, "a joining backup must be able to catch up"
 assert REPLIES_MAX % 2 == 0, "two generations of half"

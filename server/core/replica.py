@@ -128,7 +128,6 @@ class Replica:
         self._checksum = 0
         self._applied_frame = 0
         self._acked_frame = 0
-        self._entry_arrived_ms = 0
 
     # -- the hot path: a request on the primary --------------------------------------------------
 
@@ -140,7 +139,7 @@ class Replica:
     def _review_grants(self) -> None:
         """Whether locks may be granted. Looked at once a turn and when the phase changes, not for
         every request: the bound on their number may be passed by one turn's worth."""
-        if self.min_backups and self.phase is not Phase.MEMBER:
+        if self.min_backups and (self.phase is not Phase.MEMBER or self.blocked):
             self._no_grants = Refused.NO_REPLICAS
         elif len(self.state.locks.held) >= limits.LOCKS_MAX:
             self._no_grants = Refused.LOCKS_FULL
@@ -194,9 +193,10 @@ class Replica:
                 batch = self._seal(outbound)
                 if self.phase >= Phase.REQUIRED:
                     frame = outbound.sending(batch.last_offset, self._now_ms)
-                    outbound.backlog_position = outbound.backlog.end
                     messages.append(stream.encode_entries(self.view.epoch, frame, batch))
                     self._beat_wanted = False
+                else:
+                    outbound.backlog.append(batch)
             if self.phase is Phase.CATCHING_UP:
                 self._catch_up(outbound, room_bytes)
             if self._beat_wanted and self.phase >= Phase.REQUIRED:
@@ -215,23 +215,26 @@ class Replica:
         if epoch != self.view.epoch or self.outbound is None:
             return []  # of an earlier epoch: the ack that counts is still to come
         outbound = self.outbound
-        outbound.on_ack(frame, offset)
+        is_new = outbound.on_ack(frame, offset)
         if self.phase >= Phase.REQUIRED:
             self._offset_limit = outbound.acked_offset + limits.UNACKED_ENTRIES_MAX
         if self.stalled and frame > self._stalled_at_frame:
             self.stalled = False
         if self.phase is Phase.SNAPSHOT:
-            self.phase = Phase.CATCHING_UP
+            if is_new:  # END's: no other frame was sent
+                self.phase = Phase.CATCHING_UP
         elif self.phase is Phase.PROPOSED and frame >= self._required_frame:
             self.phase = Phase.MEMBER
             self._review_grants()
+        turns: list[Replies] = []
         held_back = self.held_back
-        released: Replies = []
         while held_back and held_back[0][0] <= frame:
             _, _, replies, size_bytes = held_back.popleft()
             self.held_back_bytes -= size_bytes
-            released = released + replies if released else replies
-        return released
+            turns.append(replies)
+        if len(turns) == 1:
+            return turns[0]
+        return [reply for replies in turns for reply in replies]
 
     def _open_batch(self) -> None:
         self._first_offset = self.state.offset + 1
@@ -248,6 +251,7 @@ class Replica:
             self._answers,
         )
         self._clear_entries()
+        self._first_offset = 0
         return batch
 
     def _clear_entries(self) -> None:
@@ -257,7 +261,9 @@ class Replica:
 
     def _frame_message(self, kind: bytes, *fields: bytes | int | str) -> int:
         assert self.outbound is not None
-        frame = self.outbound.sending(self.state.offset, self._now_ms)
+        # In mid-turn (VIEW) what this turn has appended goes out behind the message.
+        offset = self._first_offset - 1 if self._first_offset else self.state.offset
+        frame = self.outbound.sending(offset, self._now_ms)
         self._messages.append(pack((kind, self.view.epoch, frame, *fields)))
         return frame
 
@@ -305,7 +311,8 @@ class Replica:
         """The last item of the snapshot is on its way: END, which the backup will acknowledge."""
         assert self.phase is Phase.SNAPSHOT and self.outbound is not None
         frame = self.outbound.sending(self.outbound.acked_offset, self._now_ms)
-        self._messages.append(pack((stream.END, self.view.epoch, frame)))
+        # State time goes with it: the last entry may be old.
+        self._messages.append(pack((stream.END, self.view.epoch, frame, self.state_time_ms())))
 
     def _catch_up(self, outbound: stream.Outbound, room_bytes: int) -> None:
         """Send backlog as far as there is room; when all of it is sent, acks become required."""
@@ -318,6 +325,7 @@ class Replica:
             outbound.backlog_position += 1
             room_bytes -= len(batch.payload)
         if outbound.backlog_position == outbound.backlog.end:
+            outbound.backlog.clear()
             self.phase = Phase.REQUIRED
             self.holding = True
             self._offset_limit = outbound.acked_offset + limits.UNACKED_ENTRIES_MAX
@@ -361,6 +369,7 @@ class Replica:
         decided who goes on. What is appended meanwhile reaches the backup with a new snapshot."""
         assert self.phase in (Phase.PROPOSED, Phase.MEMBER), self.phase
         self.blocked = True
+        self._review_grants()
 
     def drop_overdue(self) -> Replies:
         """Held back for too long: these connections are to be closed, their clients ask again."""
@@ -398,8 +407,8 @@ class Replica:
 
     def note_stall(self) -> None:
         """This node's loop stood still for long: it may have been bypassed (F4)."""
-        if self.role is Role.EMPTY or len(self.view.members) < 2:
-            return
+        if self.role is Role.EMPTY or (self.role is Role.PRIMARY and len(self.view.members) < 2):
+            return  # (a backup may find the view that makes it a member in what it reads next)
         self.stalled = True
         self.stalls += 1
         self._stalled_at_frame = self.outbound.frame if self.outbound else self._frame
@@ -426,15 +435,14 @@ class Replica:
         """Some of the snapshot's items."""
         self._loading_items -= snapshot.load(self.state, fields)
 
-    def load_end(self, epoch: int, frame: int, now_ms: int) -> None:
-        """The snapshot is complete. Raises Diverged if it is not."""
+    def load_end(self, epoch: int, frame: int, time_ms: int, now_ms: int) -> None:
+        """The snapshot is complete; state time is ``time_ms``. Raises StaleStream, Diverged."""
         self._check_epoch(epoch)
         if self._loading_items:
             raise Diverged(f"snapshot ended {self._loading_items} items short")
         self.synced = True
         self._applied_frame = frame
-        self._entry_arrived_ms = now_ms
-        self._clock_offset_ms = self.state.time_ms - now_ms
+        self._clock_offset_ms = time_ms - now_ms
 
     def on_entries(self, header: bytes, payload: bytes, fields: list[bytes], now_ms: int) -> None:
         """Apply one ENTRIES frame; ``fields`` is its payload, parsed. Raises StaleStream,
@@ -442,15 +450,18 @@ class Replica:
         (stream_epoch, frame, first, last, epoch, time_ms, checksum) = stream.decode_entries(header)
         self._check_frame(stream_epoch, frame)
         assert first == self.state.offset + 1, (first, self.state.offset)  # paired: sender's seal
-        answers = self.state.apply_batch(first, epoch, time_ms, fields[0], fields[1:])
-        self._checksum = stream.chain(self._checksum, payload, answers)
+        try:
+            answers = self.state.apply_batch(first, epoch, time_ms, fields[0], fields[1:])
+        except (ValueError, IndexError, TypeError, StopIteration) as error:
+            # Part of it may have been applied: never a mere slip of the protocol.
+            raise Diverged(f"a batch at offset {first} cannot be applied: {error!r}") from error
+        self._checksum = stream.chain(self._checksum, epoch, time_ms, payload, answers)
         if self._checksum != checksum or self.state.offset != last:
             raise Diverged(
                 f"at offset {self.state.offset} the checksum is {self._checksum}, "
                 f"the primary's at {last} is {checksum}"
             )
         self._applied_frame = frame
-        self._entry_arrived_ms = now_ms
         self._clock_offset_ms = time_ms - now_ms
 
     def on_beat(self, epoch: int, frame: int, offset: int) -> None:
@@ -558,8 +569,8 @@ class Replica:
         accepted = (
             self.role is Role.BACKUP
             and proposer == self.view.primary != ""
-            and epoch == self.view.epoch + 1
-        )
+            and (epoch == self.view.epoch + 1 or View(epoch, proposer, (proposer,)) == self.view)
+        )  # The second: accepted before, and the answer was lost.
         if accepted:
             self.view = View(epoch, proposer, (proposer,))
             self.may_promote_itself = False

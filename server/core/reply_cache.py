@@ -93,7 +93,7 @@ class ReplyCache:
         self.replies_since_ms = now_ms
         self.old_replies_since_ms = now_ms
         # While a snapshot is being sent: records of the cut that changed since (snapshot.py).
-        self.before_cut: dict[bytes, Record] | None = None
+        self.before_cut: dict[bytes, Record | None] | None = None
 
     def recall(self, command: int, name: bytes, reqid: bytes) -> int | Refused | None:
         """What to answer without executing: the first answer, or why not; None: a new request."""
@@ -131,8 +131,9 @@ class ReplyCache:
         previous = self.clients.get(client) or self.old_clients.pop(client, None)
         if previous is not None:
             assert sequence > previous[0], f"request {sequence} after {previous[0]} (I4)"
-            if self.before_cut is not None:
-                self.before_cut.setdefault(client, previous)
+        if self.before_cut is not None:
+            # None too: a client of the cut may have been forgotten since, and come back as new.
+            self.before_cut.setdefault(client, previous)
         self.clients[client] = (sequence, command, name, answer)
 
     def rotate_replies(self, now_ms: int) -> None:
@@ -166,4 +167,4 @@ class ReplyCache:
         """For how long opaque ids are remembered at the present rate, at least."""
         if not self.old_replies:
             return limits.REPLY_RETENTION_MS
-        return min(limits.REPLY_RETENTION_MS, now_ms - self.replies_since_ms)
+        return min(limits.REPLY_RETENTION_MS, now_ms - self.old_replies_since_ms)

@@ -129,7 +129,7 @@ class State:
         R2); an opaque one that is unknown is recorded as refused.
         """
         answer = self.locks.release_grant_of(name, undone)
-        if not answer and self.replies.recall(LOCK, name, undone) is None:
+        if self.replies.recall(LOCK, name, undone) is None:  # the grant may outlive its answer
             self.replies.remember(LOCK, name, undone, 0, self.time_ms)
         return answer
 

@@ -12,7 +12,7 @@ VIEW     epoch, frame, primary, members, auto   a new view; ``auto``: may the ba
                                                 itself
 BEGIN    epoch, history, ... (snapshot.Header)  a snapshot starts: drop what you have
 ITEMS    payload                                some of its items
-END      epoch, frame                           that was all
+END      epoch, frame, time                     that was all; state time is now this
 ECHO     number                                 answer to PROBE
 =======  =====================================  ==============================================
 
@@ -102,9 +102,10 @@ def decode_entries(header: bytes) -> EntriesHeader:
         raise ValueError(f"malformed ENTRIES header: {error}") from None
 
 
-def chain(checksum: int, payload: bytes, answers: list[int]) -> int:
-    """The checksum after one more batch and the answers that applying it gave."""
-    return zlib.crc32(struct.pack(f">{len(answers)}q", *answers), zlib.crc32(payload, checksum))
+def chain(checksum: int, epoch: int, time_ms: int, payload: bytes, answers: list[int]) -> int:
+    """The checksum after one more batch, with its stamp, and the answers that applying it gave."""
+    stamp_and_answers = struct.pack(f">QQ{len(answers)}q", epoch, time_ms, *answers)
+    return zlib.crc32(stamp_and_answers, zlib.crc32(payload, checksum))
 
 
 def encode_answer(answer: Answer) -> bytes:
@@ -177,12 +178,10 @@ class Outbound:
         fields: list[bytes],
         answers: list[int],
     ) -> Batch:
-        """The entries of a turn as a batch, kept in the backlog."""
+        """The entries of a turn as a batch."""
         payload = pack((kinds, *fields))
-        self.checksum = chain(self.checksum, payload, answers)
-        batch = Batch(first_offset, last_offset, epoch, time_ms, self.checksum, payload)
-        self.backlog.append(batch)
-        return batch
+        self.checksum = chain(self.checksum, epoch, time_ms, payload, answers)
+        return Batch(first_offset, last_offset, epoch, time_ms, self.checksum, payload)
 
     def sending(self, offset: int, now_ms: int) -> int:
         """The number for a frame that goes out now and covers everything up to ``offset``."""
@@ -190,19 +189,20 @@ class Outbound:
         self.unacked.append(Sent(self.frame, offset, now_ms))
         return self.frame
 
-    def on_ack(self, frame: int, offset: int) -> None:
-        """Count an ack. Raises ValueError if it acknowledges what was never sent."""
+    def on_ack(self, frame: int, offset: int) -> bool:
+        """Count an ack; whether it is news. Raises ValueError if that was never sent."""
         if frame > self.frame:
             raise ValueError(f"ack of frame {frame}, but only {self.frame} were sent")
         sent = None
         while self.unacked and self.unacked[0].frame <= frame:
             sent = self.unacked.popleft()
         if sent is None:
-            return  # an older ack, overtaken: nothing new
+            return False  # an older ack, overtaken
         if sent.frame != frame or sent.offset != offset:
             raise ValueError(f"ack of frame {frame} at {offset}, sent was {sent}")
         self.acked_frame = frame
         self.acked_offset = offset
+        return True
 
     @property
     def oldest_unacked_ms(self) -> int | None:
