@@ -137,6 +137,8 @@ class Decoder:
                         self._size = 0
                 elif buffer[position] == 42:  # "*"
                     step = self._read_count(position)
+                elif buffer[position] == 10:  # an empty line: a flood of them must stay cheap
+                    step = 1
                 else:
                     step = self._read_inline(position, requests)
                 if not step:
@@ -201,7 +203,8 @@ class Decoder:
 
     def _read_inline(self, position: int, requests: list[list[bytes]]) -> int:
         end = self._buffer.find(b"\n", position, position + INLINE_BYTES_MAX + 2)
-        if end < 0:
+        if end < 0 or self._buffer.find(0, position, end) >= 0:
+            # (As in Redis nothing behind a NUL counts as arrived: garbage ends here, soon.)
             length = len(self._buffer) - position - self._buffer.endswith(b"\r")
             if length > INLINE_BYTES_MAX:
                 raise ProtocolError("too big inline request")
@@ -259,12 +262,12 @@ def _read_canonical(parts: list[bytes], requests: list[list[bytes]]) -> bytes:
 
 
 _ESCAPES = {"n": b"\n", "r": b"\r", "t": b"\t", "b": b"\b", "a": b"\a"}
-_SPACES = frozenset((b" ", b"\t", b"\r", b"\n", b"\v", b"\f", b"\0"))
+_SPACES = frozenset((b" ", b"\t", b"\r", b"\n", b"\v", b"\f"))
 _TOKEN = re.compile(
     rb"""
-      "((?:[^"\\]|\\.)*)" (?=[\x00\s]|\Z)      # "..." with escapes
-    | '((?:[^'\\]|\\'|\\(?!'))*)' (?=[\x00\s]|\Z)      # '...' where only \' is one
-    | ([^\x00 \t\r\n"']+)                      # a bare word, up to a space or a quote
+      "((?:[^"\\]|\\.)*)" (?=\s|\Z)          # "..." with escapes
+    | '((?:[^'\\]|\\'|\\(?!'))*)' (?=\s|\Z)  # '...' where only \' is one
+    | ([^ \t\r\n"']+)                        # a bare word, up to a space (not \v, \f) or a quote
     """,
     re.VERBOSE | re.DOTALL,
 )
