@@ -47,6 +47,7 @@ class Connection:
         "_feed",
         "_held",
         "_held_batches",
+        "_held_bytes",
         "_out",
         "_pending",
         "_receive",
@@ -58,6 +59,7 @@ class Connection:
         "closed",
         "closing",
         "created_s",
+        "ended",
         "flags",
         "id",
         "last_active_s",
@@ -93,11 +95,13 @@ class Connection:
         self.bytes_out = 0
         self.closed = False
         self.closing = False  # close once everything is written
+        self.ended = False  # the client has closed its side
         self.paused = False  # a command is waiting: the pipeline behind it too
         self.silent = ""  # CLIENT REPLY "off", or "skip": the next reply only
         self._decoder = Decoder()
         self._out: list[bytes] = []  # may go now
         self._held: list[bytes] = []  # only once the backup has this turn
+        self._held_bytes = 0  # of earlier turns
         self._held_batches = 0  # how many earlier turns' replies are held back
         self._unsent = bytearray()  # what the socket did not take
         self._pending: deque[list[bytes]] = deque()  # requests behind a pause
@@ -118,8 +122,10 @@ class Connection:
             self.close(f"read failed: {error}")
             return
         if not data:
-            self.close("closed by the client")
+            self._on_end()
             return
+        if self.closing:
+            return  # what stands behind QUIT, or behind a fault, is never read
         self.bytes_in += len(data)
         requests = self._feed(data)
         if self.paused or self._pending:
@@ -130,6 +136,18 @@ class Connection:
             self._run(requests)
         if self._decoder.error is not None and not self._pending and not self.paused:
             self._answer_protocol_error()
+
+    def _on_end(self) -> None:
+        """The client has closed its side. What it asked for before is answered first, as long as it
+        can still read (``printf ... | nc -N``); only a command that waits ends with a hang-up."""
+        unanswered = self._pending or self._held or self._held_batches or self._out or self._unsent
+        if self.ended or self.closing or self.paused or not unanswered:
+            self.close("closed by the client")  # (asked again, with nothing to read: it hung up)
+            return
+        self.ended = True
+        self._watch(self._events & ~READ)
+        if not self._pending:
+            self.close_after_replies()
 
     def _answer_protocol_error(self) -> None:
         if self.closing or self.closed:
@@ -187,26 +205,29 @@ class Connection:
 
     def _run_other(self, argv: list[bytes]) -> bool:
         """Execute any request, and queue its reply; whether to stop behind it for now."""
-        node = self.node
         reply, waits = self._execute(argv)
         if reply is not None:
             if waits:
                 self._held.append(reply)
             else:
                 self.reply(reply)
+        return self._must_stop() or bool(self.silent)
+
+    def _must_stop(self) -> bool:
+        """Whether no further request of this connection is to be executed for now."""
         return (
             self.paused
             or self.closing
             or self.closed
-            or bool(self.silent)
-            or node.turn_spent_ns > limits.TURN_BUDGET_NS
+            or self.node.turn_spent_ns > limits.TURN_BUDGET_NS
         )
 
     def _execute(self, argv: list[bytes]) -> tuple[bytes | None, bool]:
         """Find, check, time and count a command; its reply, and whether that has to wait for the
-        backup."""
+        backup. All of it is charged to the turn, unknown commands too."""
         node = self.node
         waits = False
+        started = perf_counter_ns()
         command = find(argv)
         if command is None:
             reply = node.unknown_command(self, argv)
@@ -218,12 +239,10 @@ class Connection:
             reply = node.gate
         else:
             self.last_command = command
-            started = perf_counter_ns()
             reply = command.handler(self, argv)
             spent = perf_counter_ns() - started
             command.calls += 1
             command.nanoseconds += spent
-            node.turn_spent_ns += spent
             if spent > node.slow_ns:
                 node.note_slow(self, argv, spent)
             waits = command.depends_on_state and node.replica.holding
@@ -231,6 +250,7 @@ class Connection:
             node.stats.count_error(reply)
             if command is not None:
                 command.failed_calls += 1
+        node.turn_spent_ns += perf_counter_ns() - started
         return reply, waits
 
     def _run_silently(self, requests: list[list[bytes]]) -> None:
@@ -242,7 +262,7 @@ class Connection:
                 self.silent = ""  # that one reply was it
             elif reply is not None and not self.silent:
                 self.reply(reply)  # CLIENT REPLY ON answers
-            if self.paused or self.closing or self.closed or not self.silent:
+            if self._must_stop() or not self.silent:
                 self._leave(requests[position:])
                 return
 
@@ -266,8 +286,8 @@ class Connection:
             return
         assert self.paused, "only a paused connection can be resumed"
         self.paused = False
-        if self.silent:
-            self.silent = "off" if self.silent == "off" else ""
+        if self._is_silenced():
+            pass
         elif held_back and self.node.replica.holding:
             self._held.append(reply)
             self.node.turn_holds = True
@@ -287,6 +307,8 @@ class Connection:
         if not self._pending and not self.paused and not self.closed:
             if self._decoder.error is not None:
                 self._answer_protocol_error()
+            elif self.ended:
+                self.close_after_replies()
             elif not self.closing:
                 self._watch(self._events | READ)
 
@@ -296,7 +318,11 @@ class Connection:
         """Queue a reply that may go now, behind whatever is held back."""
         if self.closed:
             return
-        (self._held if self._held or self._held_batches else self._out).append(data)
+        if self._held or self._held_batches:
+            self._held.append(data)
+            self.node.turn_holds = True
+        else:
+            self._out.append(data)
         self._queue()
 
     def reply_held_back(self, data: bytes) -> None:
@@ -317,7 +343,15 @@ class Connection:
         """Queue an error that neither depends on the state nor waits for the backup. None: what a
         handler returns that has answered by itself."""
         self.node.stats.count_error(error)
-        self.reply(error)
+        if not self._is_silenced():
+            self.reply(error)
+
+    def _is_silenced(self) -> bool:
+        """Whether the client wants none of this reply (CLIENT REPLY); SKIP is over with it."""
+        silenced = bool(self.silent)
+        if self.silent == "skip":
+            self.silent = ""
+        return silenced
 
     def _queue(self) -> None:
         if not self.queued:
@@ -334,6 +368,9 @@ class Connection:
         data = held[0] if len(held) == 1 else b"".join(held)
         held.clear()
         self._held_batches += 1
+        self._held_bytes += len(data)
+        if self._held_bytes > limits.OUTPUT_BYTES_MAX:
+            self._overflow(self._held_bytes)
         return data
 
     def release(self, data: bytes) -> None:
@@ -341,6 +378,7 @@ class Connection:
         if self.closed:
             return
         self._held_batches -= 1
+        self._held_bytes -= len(data)
         self._out.append(data)
         self._queue()
 
@@ -371,10 +409,13 @@ class Connection:
         """The client does not read as fast as it asks: keep the rest, within the bound."""
         self._unsent += data
         if len(self._unsent) > limits.OUTPUT_BYTES_MAX:
-            self.node.stats.output_overflows += 1
-            self.close(f"it left {len(self._unsent)} bytes of replies unread")
+            self._overflow(len(self._unsent))
         else:
             self._watch(self._events | WRITE)
+
+    def _overflow(self, size_bytes: int) -> None:
+        self.node.stats.output_overflows += 1
+        self.close(f"{size_bytes} bytes of replies wait for it to read or to be confirmed")
 
     def _watch(self, events: int) -> None:
         if events != self._events:

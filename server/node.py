@@ -14,6 +14,7 @@ State is touched only from these callbacks, and each runs to completion (docs/pr
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import logging
 import os
@@ -32,6 +33,7 @@ from ..resp import encoder
 from . import clock, commands
 from . import log as log_setup
 from .commands import table
+from .commands.replication import Waits
 from .config import Address, Config
 from .connection import Connection, format_address
 from .core import limits
@@ -60,6 +62,7 @@ class Node:
         self.pairing = Pairing(self, self.replica)
         self.stats = Stats()
         commands.load()
+        self.waits = Waits(self)
         self.hot: dict[bytes, table.Command] = {}  # see Connection._run
         self.poller = Poller(self.loop)
         self.connections: dict[int, Connection] = {}
@@ -234,7 +237,8 @@ class Node:
         self.stats.connections_received += 1
         if len(self.connections) >= self.connections_max:
             self.stats.connections_rejected += 1
-            sock.send(b"-ERR max number of clients reached\r\n")
+            with contextlib.suppress(OSError):  # it may be gone already
+                sock.send(b"-ERR max number of clients reached\r\n")
             sock.close()
             return
         self._connection_count += 1
@@ -248,10 +252,11 @@ class Node:
         self.stats.closed_bytes_in += connection.bytes_in
         self.stats.closed_bytes_out += connection.bytes_out
 
-    def close_clients(self, why: str) -> None:
+    def close_clients(self, why: str, sparing: Connection | None = None) -> None:
         """Close every client's connection, held-back replies and all (C2 of the replica)."""
         for connection in list(self.connections.values()):
-            connection.close(why)
+            if connection is not sparing:
+                connection.close(why)
 
     def unknown_command(self, connection: Connection, argv: list[bytes]) -> bytes | None:
         """Redis' answer; but a browser that was tricked into talking to us gets none at all."""

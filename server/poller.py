@@ -10,11 +10,14 @@ from __future__ import annotations
 
 import select
 from collections.abc import Callable
+from time import perf_counter_ns
 from typing import Any
+
+from .core import limits
 
 READ = select.EPOLLIN
 WRITE = select.EPOLLOUT
-_SOCKETS_PER_TURN = 512  # then the rest of the loop has its turn
+_SOCKETS_AT_A_TIME = 32  # and then a look at the clock
 
 Callbacks = tuple[Callable[[], None], Callable[[], None]]
 
@@ -45,8 +48,16 @@ class Poller:
         self._epoll.unregister(fd)
 
     def _on_ready(self) -> None:
+        deadline = perf_counter_ns() + limits.POLL_BUDGET_NS
+        while True:
+            ready = self._epoll.poll(0, _SOCKETS_AT_A_TIME)
+            self._serve(ready)
+            if len(ready) < _SOCKETS_AT_A_TIME or perf_counter_ns() > deadline:
+                return
+
+    def _serve(self, ready: list[tuple[int, int]]) -> None:
         callbacks = self._callbacks
-        for fd, events in self._epoll.poll(0, _SOCKETS_PER_TURN):
+        for fd, events in ready:
             registered = callbacks.get(fd)
             if registered is None:
                 continue  # closed by the callback of one before it
