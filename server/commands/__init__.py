@@ -5,4 +5,14 @@ from __future__ import annotations
 
 def load() -> None:
     """Declare all commands, once."""
-    from . import basic, locks, peers, replication  # noqa: F401
+    from . import (  # noqa: F401
+        client,
+        configuration,
+        connection,
+        info,
+        introspection,
+        locks,
+        peers,
+        replication,
+        server,
+    )
