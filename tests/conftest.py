@@ -1,0 +1,68 @@
+"""Fixtures of the live tests: nodes that are always reaped, and whose logs a failure shows."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from harness.processes import Cluster, Zygote
+
+_CLUSTERS = pytest.StashKey[list[Cluster]]()
+
+
+@pytest.fixture
+def cluster(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Cluster]:
+    """Nodes started by the command line."""
+    yield from _cluster(request, Cluster(tmp_path))
+
+
+@pytest.fixture(scope="session")
+def zygote() -> Iterator[Zygote]:
+    """What forks nodes in a few milliseconds."""
+    zygote = Zygote()
+    yield zygote
+    zygote.close()
+
+
+@pytest.fixture
+def forked_cluster(
+    request: pytest.FixtureRequest, tmp_path: Path, zygote: Zygote
+) -> Iterator[Cluster]:
+    """Nodes forked by the zygote: for tests that need many."""
+    yield from _cluster(request, Cluster(tmp_path, zygote))
+
+
+def _cluster(request: pytest.FixtureRequest, cluster: Cluster) -> Iterator[Cluster]:
+    request.node.stash.setdefault(_CLUSTERS, []).append(cluster)
+    yield cluster
+    cluster.close()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Show the logs of the nodes with a failure."""
+    report = yield
+    if report.failed:
+        for cluster in item.stash.get(_CLUSTERS, []):
+            for node in cluster.nodes:
+                report.sections.append((f"log of {node}", node.log_text[-20_000:]))
+    return report
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Print what tests have measured."""
+    for line in MEASURED:
+        terminalreporter.write_line(line)
+
+
+MEASURED: list[str] = []
+
+
+@pytest.fixture
+def measured() -> list[str]:
+    """Lines for the end of the run: figures are recorded, never a reason to fail."""
+    return MEASURED

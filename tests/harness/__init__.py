@@ -1,0 +1,1 @@
+"""What the live tests are made of: real nodes, a proxy that breaks things, clients, a checker."""

@@ -1,0 +1,297 @@
+"""Two replicas back to back, through their bytes: what the shell does, without its sockets.
+
+A ``SimNode`` has a ``Replica``, a clock that the test moves, and what its clients were told. A
+``Pair`` joins two of them by a wire whose every byte the test may hold up, split or lose. The
+names follow ``server/pairing.py`` and ``server/node.py``: these files are what is imitated here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import hiredis
+
+from holdfast.resp import encoder
+from holdfast.server.core import snapshot, stream
+from holdfast.server.core.replica import Phase, Replica, Replies, Role
+from holdfast.server.core.reply_cache import Refused
+from holdfast.server.core.state import LOCK, LOCK_WITH, UNDO, UNLOCK
+
+WALL_CLOCK_US = 1_000_000
+_AT_ONCE = (Refused.TRY_AGAIN, Refused.NO_REPLICAS)
+
+
+def fields_of(payload: bytes) -> list[bytes]:
+    """The byte strings of a payload, as the backup reads them."""
+    reader = hiredis.Reader()
+    reader.feed(payload)
+    fields = reader.gets()
+    if not isinstance(fields, list):
+        raise ValueError("a payload is not an array")
+    return fields
+
+
+def messages_of(data: bytes) -> list[Any]:
+    """All messages in ``data``, which ends with the end of one."""
+    reader = hiredis.Reader()
+    reader.feed(data)
+    messages = []
+    while (message := reader.gets()) is not False:
+        messages.append(message)
+    return messages
+
+
+class SimNode:
+    """A node without a shell. ``said`` is what has left, as (client, reply)."""
+
+    def __init__(self, name: str, *, now_ms: int = 1_000, min_backups: int = 0) -> None:
+        self.name = name
+        self.replica = Replica(name, min_backups)
+        self.now_ms = now_ms
+        self.said: list[tuple[str, str]] = []
+        self.closed: list[str] = []  # clients whose connections were closed without a word
+        self.room_bytes = 1 << 20
+        self.items_per_slice = 1_000
+        self.cut: snapshot.Cut | None = None
+        self._held: list[tuple[str, str]] = []  # of this turn
+        self.replica.begin_turn(now_ms)
+
+    # -- clients ---------------------------------------------------------------------------------
+
+    def lock(self, client: str, name: str, reqid: str, owner: str = "") -> None:
+        self._request(LOCK_WITH if owner else LOCK, client, name, reqid, owner, "")
+
+    def unlock(self, client: str, name: str, reqid: str) -> None:
+        self._request(UNLOCK, client, name, reqid, "", "")
+
+    def undo(self, client: str, name: str, reqid: str, undone: str) -> None:
+        self._request(UNDO, client, name, reqid, "", undone)
+
+    def inspect(self, client: str, name: str) -> None:
+        grant = self.replica.state.locks.held.get(name.encode())
+        self._answer(client, "free" if grant is None else f"held by {grant[2].decode()}")
+
+    def _request(
+        self, kind: int, client: str, name: str, reqid: str, owner: str, argument: str
+    ) -> None:
+        assert self.replica.role is Role.PRIMARY, "the gate of the shell answers for the others"
+        answer = self.replica.request(
+            kind, name.encode(), reqid.encode(), owner.encode(), argument.encode()
+        )
+        if isinstance(answer, Refused):
+            text = "-" + answer.value.split()[0]
+            if answer in _AT_ONCE:
+                self.said.append((client, text))
+                return
+        else:
+            text = str(answer)
+        self._answer(client, text)
+
+    def _answer(self, client: str, text: str) -> None:
+        if self.replica.holding:
+            self._held.append((client, text))
+        else:
+            self.said.append((client, text))
+
+    # -- turns -----------------------------------------------------------------------------------
+
+    def end_turn(self) -> bytes:
+        """What goes to the peer; then the next turn begins."""
+        replica = self.replica
+        data = b""
+        if self._held and replica.holding:
+            held: Replies = [(client, text.encode()) for client, text in self._held]
+            replica.hold_back(held, sum(len(text) for _, text in held))
+        else:
+            self.said += self._held
+        self._held.clear()
+        if replica.role is Role.PRIMARY:
+            if self.cut is not None:
+                fields = self.cut.slice(self.items_per_slice)
+                if fields:
+                    data = pack(stream.ITEMS, pack(*fields))
+                else:
+                    self.close_cut()
+                    replica.snapshot_sent()
+            data += replica.end_turn(self.room_bytes)
+        elif replica.synced:
+            data = replica.ack()
+        replica.begin_turn(self.now_ms)
+        return data
+
+    def release(self, replies: Replies) -> None:
+        self.said += [(client, data.decode()) for client, data in replies]
+
+    def close(self, replies: Replies) -> None:
+        self.closed += [client for client, _ in replies]
+
+    def close_cut(self) -> None:
+        if self.cut is not None:
+            self.cut.close()
+            self.cut = None
+
+    def sleep(self, milliseconds: int) -> None:
+        """Time passes on this node."""
+        self.now_ms += milliseconds
+        self.replica.begin_turn(self.now_ms)
+
+    # -- roles -----------------------------------------------------------------------------------
+
+    def begin_history(self) -> None:
+        self.replica.begin_history("the history", WALL_CLOCK_US)
+
+    def attach(self, incarnation: str) -> None:
+        self.cut = self.replica.attach(incarnation)
+
+    def drop_joining_backup(self) -> None:
+        self.close_cut()
+        self.release(self.replica.drop_joining_backup())
+
+    def go_alone(self) -> None:
+        self.close_cut()
+        self.release(self.replica.go_alone(self.replica.view.alone(self.replica.incarnation)))
+
+    def promote(self) -> None:
+        self.replica.promote(self.replica.view.alone(self.replica.incarnation), WALL_CLOCK_US)
+
+    def stand_down(self, incarnation: str) -> None:
+        self.close_cut()
+        self.close(self.replica.stand_down(incarnation))
+
+    # -- messages --------------------------------------------------------------------------------
+
+    def on_message(self, message: list[bytes]) -> None:
+        if self.replica.role is Role.PRIMARY:
+            self._on_backup_message(message)
+        else:
+            self._on_primary_message(message)
+
+    def _on_backup_message(self, message: list[bytes]) -> None:
+        replica = self.replica
+        if message[0] == stream.PROBE:
+            replica.echo(message[1])
+            return
+        assert message[0] == stream.ACK, message
+        epoch, frame, offset = map(int, message[1:])
+        self.release(replica.on_ack(epoch, frame, offset))
+        proposal = replica.proposal()
+        if proposal is not None:
+            replica.admit(proposal, may_promote_itself=True)
+
+    def _on_primary_message(self, message: list[bytes]) -> None:
+        replica = self.replica
+        match message[0]:
+            case stream.ENTRIES:
+                payload = message[2]
+                replica.on_entries(message[1], payload, fields_of(payload), self.now_ms)
+            case stream.BEAT:
+                epoch, frame, offset = map(int, message[1:])
+                replica.on_beat(epoch, frame, offset)
+            case stream.VIEW:
+                replica.on_view(
+                    int(message[1]), int(message[2]), message[3].decode(), message[4].decode(),
+                    message[5] == b"1",
+                )  # fmt: skip
+            case stream.BEGIN:
+                header = snapshot.Header(message[3].decode(), *map(int, message[4:]))
+                replica.load(int(message[1]), message[2].decode(), header)
+            case stream.ITEMS:
+                replica.load_items(fields_of(message[1]))
+            case stream.END:
+                replica.load_end(int(message[1]), int(message[2]), int(message[3]), self.now_ms)
+            case stream.ECHO:
+                replica.stalled = False
+            case other:
+                raise AssertionError(other)
+
+
+def pack(*fields: bytes | int | str) -> bytes:
+    """An array of byte strings."""
+    return encoder.pack(fields)
+
+
+class Wire:
+    """One direction of a link. Bytes lie here until they are delivered."""
+
+    def __init__(self) -> None:
+        self.lying = b""
+        self._reader = hiredis.Reader()
+
+    def take(self, bytes_max: int | None = None) -> Iterator[list[bytes]]:
+        """Deliver the first ``bytes_max`` bytes: the messages that they complete."""
+        data, self.lying = self.lying[:bytes_max], self.lying[len(self.lying[:bytes_max]) :]
+        self._reader.feed(data)
+        while (message := self._reader.gets()) is not False:
+            yield message
+
+
+class Pair:
+    """A primary, and a node that may be linked to it."""
+
+    def __init__(self, *, min_backups: int = 0) -> None:
+        self.primary = SimNode("P", min_backups=min_backups)
+        self.backup = SimNode("B", now_ms=70_000)  # each machine counts from its own start
+        self.primary.begin_history()
+        self.to_backup = Wire()
+        self.to_primary = Wire()
+
+    def link(self) -> None:
+        """The backup dials and asks to join."""
+        self.to_backup, self.to_primary = Wire(), Wire()
+        self.turn()
+        self.primary.attach(self.backup.replica.incarnation)
+        self.to_backup.lying += self.primary.replica.end_turn(0)
+
+    def turn(self) -> None:
+        """The end of a turn of the primary's loop."""
+        data = self.primary.end_turn()
+        self.to_backup.lying += data
+
+    def deliver(self, bytes_max: int | None = None) -> None:
+        """The backup reads, in one turn of its loop; its ack is under way then."""
+        for message in self.to_backup.take(bytes_max):
+            self.backup.on_message(message)
+        self.to_primary.lying += self.backup.end_turn()
+
+    def ack(self) -> None:
+        """What the backup has sent reaches the primary."""
+        for message in self.to_primary.take():
+            self.primary.on_message(message)
+
+    def round(self) -> None:
+        """A turn of the primary, of the backup, and the way back."""
+        self.turn()
+        self.deliver()
+        self.ack()
+
+    def settle(self) -> None:
+        """Rounds until nothing more is under way."""
+        for _ in range(10_000):
+            self.round()
+            busy = self.primary.cut or self.primary.replica.phase is Phase.CATCHING_UP
+            if not busy and not self.to_backup.lying and not self.to_primary.lying:
+                outbound = self.primary.replica.outbound
+                if outbound is None or not (outbound.unacked or self.primary.replica._messages):
+                    return
+        raise AssertionError("it never settles")
+
+    def join(self) -> None:
+        """Link, and go on until the backup is a member."""
+        self.link()
+        self.settle()
+        assert self.primary.replica.phase is Phase.MEMBER, self.primary.replica.phase
+        assert self.backup.replica.is_member
+
+    def lose_link(self) -> None:
+        """The link breaks, and what was on the wire is lost."""
+        self.to_backup, self.to_primary = Wire(), Wire()
+        if self.primary.replica.phase >= Phase.PROPOSED:
+            self.primary.close_cut()
+            self.primary.replica.lose_link()
+        elif self.primary.replica.phase is not Phase.NONE:
+            self.primary.drop_joining_backup()
+
+    def assert_agreed(self) -> None:
+        """The same state on both (I5)."""
+        assert self.backup.replica.state.digest() == self.primary.replica.state.digest()

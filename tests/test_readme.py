@@ -1,0 +1,123 @@
+"""The README is true: its session is played, its examples run, its table is the server's.
+
+`python tests/test_readme.py` prints the table of commands for pasting.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from harness.processes import Cluster, Node, wait_until
+from harness.wire import Wire
+
+from holdfast.server import commands
+from holdfast.server.commands.table import COMMANDS
+
+README = (Path(__file__).parent.parent / "README.md").read_text()
+PROMPT = "127.0.0.1:6379> "
+
+
+def commands_table() -> str:
+    """The README's table of commands, from the one table that the server has."""
+    commands.load()
+    lines = ["| command | |", "|---|---|"]
+    for name, command in COMMANDS.items():
+        if name == "peer":  # between the nodes
+            continue
+        subcommands = sorted(sub.decode() for sub in command.subcommands if sub != b"HELP")
+        shown = " ".join([f"`{name.upper()}`", *subcommands])
+        lines.append(f"| {shown} | {command.summary} |")
+    return "\n".join(lines)
+
+
+def session_commands() -> list[tuple[str, str]]:
+    """The commands typed in the README's first session, each with what it shows as printed."""
+    block = re.search(r"\$ redis-cli -p 6379\n((?:    .*\n)+)", README)
+    assert block is not None
+    lines = [line[4:] for line in block.group(1).splitlines()]
+    typed = [at for at, line in enumerate(lines) if line.startswith(PROMPT)]
+    return [
+        (lines[at].removeprefix(PROMPT), "\n".join(lines[at + 1 : end]))
+        for at, end in zip(typed, [*typed[1:], len(lines)], strict=True)
+    ]
+
+
+def redis_cli(node: Node, command: str) -> str:
+    """What redis-cli prints for one command, formatted as on a terminal."""
+    return subprocess.run(
+        ["redis-cli", "--no-raw", "-p", str(node.port), *command.split()],
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=20,
+    ).stdout.strip()
+
+
+def with_own_numbers(text: str, tokens: dict[str, str]) -> str:
+    """Fencing tokens and times differ from run to run: name the tokens by their order."""
+
+    def name(match: re.Match[str]) -> str:
+        return tokens.setdefault(match.group(), f"token {len(tokens)}")
+
+    text = re.sub(r"\d{16}", name, text)
+    return re.sub(r'("held_ms"\n8\) \(integer\)) \d+', r"\1 N", text)
+
+
+needs_redis_cli = pytest.mark.skipif(
+    shutil.which("redis-cli") is None, reason="redis-cli IS NOT INSTALLED (Debian: redis-tools)"
+)
+
+
+@needs_redis_cli
+def test_the_redis_cli_session_prints_what_the_readme_shows(cluster: Cluster) -> None:
+    primary, backup = cluster.pair()
+    shown_tokens: dict[str, str] = {}
+    real_tokens: dict[str, str] = {}
+    played = session_commands()
+    assert len(played) == 6
+    for command, shown in played:
+        printed = redis_cli(primary, command)
+        assert with_own_numbers(printed, real_tokens) == with_own_numbers(shown, shown_tokens)
+    primary.kill()
+    command, shown = re.findall(r"\$ redis-cli -p 6380 (.*)\n    (.*)\n", README)[0]
+    wait_until(lambda: "READONLY" not in redis_cli(backup, command), "the backup serves")
+    printed = redis_cli(backup, command)
+    assert with_own_numbers(printed, real_tokens) == with_own_numbers(shown, shown_tokens)
+
+
+def python_examples() -> list[str]:
+    """The README's Python blocks."""
+    return re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+
+
+@pytest.mark.parametrize("number", range(2))
+def test_the_python_examples_run(number: int, cluster: Cluster) -> None:
+    primary, backup = cluster.pair()
+    example = python_examples()[number]
+    example = example.replace("6379", str(primary.port))
+    example = example.replace("6380", str(backup.port))
+    ran = subprocess.run(
+        [sys.executable, "-c", example], capture_output=True, text=True, timeout=30, check=False
+    )
+    assert (ran.returncode, ran.stderr) == (0, "")
+    assert re.match(r"working under fencing token \d{16}\n", ran.stdout)
+    with Wire(primary.port) as wire:
+        assert wire.ask("DBSIZE") == 0, "the example gives its lock back"
+
+
+def test_every_python_block_of_the_readme_is_run() -> None:
+    assert len(python_examples()) == 2
+
+
+def test_the_table_of_commands_is_the_servers() -> None:
+    shown = README.split("compares this table with the server's -->\n\n")[1].split("\n\n")[0]
+    assert shown == commands_table(), f"the README should have:\n\n{commands_table()}"
+
+
+if __name__ == "__main__":
+    print(commands_table())

@@ -1,0 +1,197 @@
+"""Snapshots: the state as it was at the cut, whatever happens while it is walked (I5)."""
+
+from __future__ import annotations
+
+import pytest
+from harness.replicas import fields_of, pack
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_state import Entry, batch_of, execute, forget, lock, new_state, random_history, unlock
+
+from holdfast.server.core import snapshot
+from holdfast.server.core.state import EPOCH, FORGET, LOCK, LOCK_WITH, UNDO, UNLOCK, State
+
+
+def received(cut: snapshot.Cut, parts: list[bytes]) -> State:
+    """What a backup makes of a snapshot: through bytes, as on the wire."""
+    words = fields_of(pack(*cut.header))
+    header = snapshot.Header(words[0].decode(), *map(int, words[1:]))
+    assert header == cut.header
+    state = snapshot.restore(header)
+    assert sum(snapshot.load(state, fields_of(part)) for part in parts) == header.items
+    return state
+
+
+def walk(cut: snapshot.Cut, size: int = 2) -> list[bytes]:
+    """The rest of a cut, in encoded slices."""
+    parts = list[bytes]()
+    while fields := cut.slice(size):
+        assert len(fields) <= size * snapshot.ITEM_FIELDS
+        parts.append(pack(*fields))
+    return parts
+
+
+def a_full_state() -> State:
+    state = new_state()
+    for n in range(4):
+        lock(state, b"old %d" % n, b"r%d" % n)
+        lock(state, b"old %d" % n, b"@c%d:1" % n)
+    forget(state, b"r", 1)
+    forget(state, b"c", 1)
+    for n in range(4, 8):
+        lock(state, b"new %d" % n, b"r%d" % n, b"me")
+        unlock(state, b"none", b"@c%d:2" % n)
+    state.stamp(3, 1_234)
+    return state
+
+
+@pytest.mark.parametrize("size", [1, 2, 5, 1_000])
+def test_a_restored_snapshot_is_the_state_that_was_cut(size: int) -> None:
+    state = a_full_state()
+    cut = snapshot.Cut(state)
+    copy = received(cut, walk(cut, size))
+    cut.close()
+    assert copy.digest() == state.digest()
+    assert copy.replies.old_replies_since_ms == state.replies.old_replies_since_ms
+
+
+def test_an_empty_state_has_an_empty_snapshot() -> None:
+    state = new_state()
+    cut = snapshot.Cut(state)
+    assert cut.header.items == 0 and cut.slice(9) == []
+    assert received(cut, []).digest() == state.digest()
+
+
+def test_the_copy_goes_on_as_the_original_does() -> None:
+    state = a_full_state()
+    cut = snapshot.Cut(state)
+    copy = received(cut, walk(cut))
+    cut.close()
+    for reqid in (b"r1", b"@c1:1", b"@c6:2", b"r99", b"@c6:3"):
+        assert lock(copy, b"old 1", reqid) == lock(state, b"old 1", reqid)
+    assert copy.digest() == state.digest()
+
+
+CHANGES: dict[str, list[Entry]] = {
+    "a release": [(UNLOCK, b"old 1", b"u", b"", b"")],
+    "a release and a new grant": [
+        (UNLOCK, b"old 1", b"u", b"", b""),
+        (LOCK, b"old 1", b"x", b"", b""),
+    ],
+    "two grants after the cut's": [
+        (UNLOCK, b"old 1", b"u", b"", b""),
+        (LOCK, b"old 1", b"x", b"", b""),
+        (UNLOCK, b"old 1", b"u2", b"", b""),
+        (LOCK_WITH, b"old 1", b"x2", b"you", b""),
+    ],
+    "a grant that is undone": [(UNDO, b"old 2", b"u", b"", b"r2")],
+    "a new name": [(LOCK, b"fresh", b"x", b"", b"")],
+    "a new name that is released": [
+        (LOCK, b"fresh", b"x", b"", b""),
+        (UNLOCK, b"fresh", b"u", b"", b""),
+    ],
+    "an old client becomes young": [(LOCK, b"n", b"@c1:2", b"", b"")],
+    "a client goes on twice": [
+        (LOCK, b"n", b"@c5:3", b"", b""),
+        (LOCK, b"n", b"@c5:4", b"", b""),
+    ],
+    "both tables rotate": [(FORGET, b"", b"", b"", b"r"), (FORGET, b"", b"", b"", b"c")],
+    "both tables rotate twice": [
+        (FORGET, b"", b"", b"", b"r"),
+        (FORGET, b"", b"", b"", b"c"),
+        (FORGET, b"", b"", b"", b"r"),
+        (FORGET, b"", b"", b"", b"c"),
+    ],
+    "a client of the young generation goes on after it became old": [
+        (FORGET, b"", b"", b"", b"c"),
+        (LOCK, b"n", b"@c5:3", b"", b""),
+        (FORGET, b"", b"", b"", b"c"),
+        (LOCK, b"n", b"@c5:4", b"", b""),
+    ],
+    "a client is forgotten and comes back as new": [
+        (FORGET, b"", b"", b"", b"c"),
+        (UNLOCK, b"none", b"@c1:0", b"", b""),
+        (UNLOCK, b"none", b"@c1:1", b"", b""),
+    ],
+    "an opaque id is forgotten and comes back as new": [
+        (FORGET, b"", b"", b"", b"r"),
+        (UNLOCK, b"none", b"r1", b"", b""),
+        (LOCK, b"old 1", b"r1", b"", b""),
+    ],
+    "a new epoch": [(EPOCH, b"", b"", b"", b"5000")],
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("sent_before", range(0, 18, 3))
+def test_a_change_during_the_walk_is_not_in_the_snapshot(change: str, sent_before: int) -> None:
+    state = a_full_state()
+    digest = state.digest()
+    cut = snapshot.Cut(state)
+    first = cut.slice(sent_before)
+    for entry in CHANGES[change]:
+        execute(state, entry)
+    copy = received(cut, ([pack(*first)] if first else []) + walk(cut))
+    cut.close()
+    assert copy.digest() == digest
+    for entry in CHANGES[change]:
+        execute(copy, entry)
+    assert copy.digest() == state.digest(), "and the backlog leads from one to the other"
+
+
+slices = st.lists(st.tuples(st.integers(0, 6), st.integers(0, 4)), max_size=30)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.integers(0, 2**32), st.integers(0, 120), slices)
+def test_entries_and_slices_in_any_order_give_the_state_of_the_cut(
+    seed: int, applied_before: int, steps: list[tuple[int, int]]
+) -> None:
+    history = random_history(seed, applied_before + sum(count for _, count in steps))
+    state = new_state()
+    for entry in history[:applied_before]:
+        state.apply(*entry)
+    digest, at = state.digest(), applied_before
+    cut = snapshot.Cut(state)
+    parts = list[bytes]()
+    for size, count in steps:
+        fields = cut.slice(size)
+        if fields:
+            parts.append(pack(*fields))
+        for entry in history[at : at + count]:
+            state.apply(*entry)
+        at += count
+    copy = received(cut, parts + walk(cut, 3))
+    cut.close()
+    assert copy.digest() == digest
+    copy.apply_batch(copy.offset + 1, 1, 50, *batch_of(history[applied_before:at]))
+    assert copy.digest() == state.digest()
+
+
+def test_closing_leaves_no_trace_wherever_the_walk_stood() -> None:
+    for sent in (0, 1, 7, 1_000):
+        state = a_full_state()
+        cut = snapshot.Cut(state)
+        cut.slice(sent)
+        unlock(state, b"old 1", b"u")
+        lock(state, b"old 1", b"@c1:2")
+        cut.close()
+        assert state.locks.before_cut is None and state.replies.before_cut is None
+        unlock(state, b"old 2", b"u2")
+        again = snapshot.Cut(state)
+        assert received(again, walk(again)).digest() == state.digest()
+        again.close()
+
+
+def test_there_is_one_cut_at_a_time() -> None:
+    state = a_full_state()
+    snapshot.Cut(state)
+    with pytest.raises(AssertionError):
+        snapshot.Cut(state)
+
+
+def test_a_broken_slice_is_refused() -> None:
+    with pytest.raises(ValueError):
+        snapshot.load(new_state(), [b"L", b"a"])
+    with pytest.raises(AssertionError):
+        snapshot.load(new_state(), [b"?", b"a", b"1", b"r", b"o", b"1", b""])

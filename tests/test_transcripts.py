@@ -1,0 +1,269 @@
+"""Transcripts as specification: tests/scenarios/<a sentence>.txt.
+
+A transcript is a list of blocks, each of them a command (or several), ``----``, and the effects. It
+drives two replicas back to back (``harness/replicas.py``): P, which begins as primary, and B.
+
+    nodes [min-backups]             two new nodes; P begins a history
+    P lock CLIENT NAME REQID [OWNER]        requests, to the node named; likewise
+    P unlock CLIENT NAME REQID
+    P undo CLIENT NAME REQID OLD-REQID      (UNLOCK ... REQUEST)
+    P inspect CLIENT NAME
+    turn                            the primary's loop turn ends: its frame goes on the wire
+    deliver [first]                 the backup reads all that lies on the wire, or one message
+    ack                             the primary reads what the backup has sent
+    settle                          turn, deliver, ack, until nothing is under way
+    link [NAME]                     the other node asks to join, under a new name if there is one
+    lose link                       it breaks; what is on the wire is lost
+    P go alone | promote | force | stand down NAME | stall | forget
+    P sleep MS
+    P is proposed by NAME EPOCH     a peer proposes a view of itself alone
+    P state                         what the node knows
+
+Rewrite the effects with ``REWRITE_TRANSCRIPTS=1 pytest tests/test_transcripts.py``, and commit only
+lines that you can explain.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from harness.replicas import Pair, SimNode, fields_of, messages_of, pack
+
+from holdfast.server.core import stream
+from holdfast.server.core.replica import Diverged, Role, StaleStream
+from holdfast.server.core.state import COMMAND_OF, EPOCH, FORGET, LOCK, LOCK_WITH, UNDO, UNLOCK
+
+SCENARIOS = sorted((Path(__file__).parent / "scenarios").glob("*.txt"))
+KINDS = {
+    LOCK: "LOCK", LOCK_WITH: "LOCK", UNLOCK: "UNLOCK", UNDO: "UNDO", EPOCH: "EPOCH",
+    FORGET: "FORGET",
+}  # fmt: skip
+
+
+def entries_of(payload: bytes) -> str:
+    """The entries of a batch, for people."""
+    kinds, *fields = fields_of(payload)
+    field = iter(fields)
+    shown = list[str]()
+    for kind in kinds:
+        words = [next(field) for _ in range(2 if kind in (LOCK, UNLOCK) else 4)]
+        shown.append(" ".join([KINDS[kind], *(word.decode() for word in words if word)]))
+    return ", ".join(shown)
+
+
+def message_for_people(message: list[bytes]) -> str:
+    kind, *fields = message
+    match kind:
+        case stream.ENTRIES:
+            header = stream.decode_entries(fields[0])
+            return (
+                f"ENTRIES epoch {header.stream_epoch} frame {header.frame} "
+                f"offset {header.last_offset}: {entries_of(fields[1])}"
+            )
+        case stream.BEAT | stream.ACK:
+            epoch, frame, offset = map(int, fields)
+            name = "BEAT" if kind == stream.BEAT else "ACK"
+            return f"{name} epoch {epoch} frame {frame} offset {offset}"
+        case stream.VIEW:
+            words = [field.decode() for field in fields]
+            return "VIEW epoch {} frame {}: primary {}, members {}".format(*words)
+        case stream.BEGIN:
+            return f"BEGIN epoch {int(fields[0])}: a snapshot of {int(fields[-1])} items"
+        case stream.ITEMS:
+            return "ITEMS"
+        case stream.END:
+            return f"END epoch {int(fields[0])} frame {int(fields[1])}"
+        case other:
+            return f"{other!r} {fields}"
+
+
+class Runner:
+    """Runs the commands of one transcript; each gives its effects, as lines."""
+
+    def __init__(self) -> None:
+        self.pair = Pair()
+        self.effects: list[str] = []
+        self.modes = dict[str, str]()
+        self.forget_what_was_seen()
+
+    @property
+    def nodes(self) -> dict[str, SimNode]:
+        return {node.name: node for node in (self.pair.primary, self.pair.backup)}
+
+    def run(self, command: str) -> list[str]:
+        self.effects = []
+        words = command.split()
+        try:
+            if words[0] in self.nodes:
+                self.on_node(self.nodes[words[0]], words[1:])
+            else:
+                getattr(self, "do_" + words[0])(*words[1:])
+        except AssertionError:
+            self.effects.append("assertion: that must never be asked")
+        except (Diverged, StaleStream) as error:
+            self.effects.append(f"{type(error).__name__}: {error}")
+        for node in self.nodes.values():
+            self.observe(node)
+        return self.effects or ["(nothing)"]
+
+    def observe(self, node: SimNode) -> None:
+        """Say what has changed on a node."""
+        seen = self.seen.setdefault(node.name, [0, 0])
+        self.effects += [f"{client} <- {text}" for client, text in node.said[seen[0] :]]
+        self.effects += [f"{client} is closed without a word" for client in node.closed[seen[1] :]]
+        self.seen[node.name] = [len(node.said), len(node.closed)]
+        replica = node.replica
+        mode = f"{replica.role.value}, {replica.mode}"
+        if replica.role is Role.PRIMARY:
+            mode += f", the backup is {replica.phase.name}" if replica.backup else ""
+        mode += f", epoch {replica.view.epoch}"
+        if self.modes.get(node.name) != mode:
+            self.modes[node.name] = mode
+            self.effects.append(f"{node.name} is {mode}")
+
+    def forget_what_was_seen(self) -> None:
+        self.seen = dict[str, list[int]]()
+        self.modes = {}
+
+    # -- the pair --------------------------------------------------------------------------------
+
+    def do_nodes(self, option: str = "") -> None:
+        self.pair = Pair(min_backups=int(option == "min-backups"))
+        self.pair.turn()
+        self.forget_what_was_seen()
+
+    def do_turn(self) -> None:
+        before = len(self.pair.to_backup.lying)
+        self.pair.turn()
+        for message in messages_of(self.pair.to_backup.lying[before:]):
+            self.effects.append(
+                f"{self.pair.primary.name} -> {self.pair.backup.name}: "
+                + message_for_people(message)
+            )
+
+    def do_deliver(self, first: str = "") -> None:
+        before = len(self.pair.to_primary.lying)
+        message = messages_of(self.pair.to_backup.lying)[0] if first else []
+        self.pair.deliver(len(pack(*message)) if first else None)
+        for message in messages_of(self.pair.to_primary.lying[before:]):
+            self.effects.append(
+                f"{self.pair.backup.name} -> {self.pair.primary.name}: "
+                + message_for_people(message)
+            )
+
+    def do_ack(self) -> None:
+        self.pair.ack()
+
+    def do_settle(self) -> None:
+        self.pair.settle()
+
+    def do_link(self, name: str = "") -> None:
+        pair = self.pair
+        if pair.backup.replica.role is Role.PRIMARY:
+            pair.primary, pair.backup = pair.backup, pair.primary
+        if name:
+            pair.backup = SimNode(name, now_ms=90_000)
+        pair.link()
+        for message in messages_of(pair.to_backup.lying):
+            self.effects.append(f"{pair.primary.name} -> {pair.backup.name}: "
+                                + message_for_people(message))  # fmt: skip
+
+    def do_lose(self, _link: str) -> None:
+        self.pair.lose_link()
+
+    # -- one node --------------------------------------------------------------------------------
+
+    def on_node(self, node: SimNode, words: list[str]) -> None:
+        match words:
+            case ["lock" | "unlock" | "undo" | "inspect" as request, *arguments]:
+                getattr(node, request)(*arguments)
+            case ["go", "alone"]:
+                node.go_alone()
+            case ["promote"]:
+                node.promote()
+            case ["force"]:
+                node.replica.promote_by_force(0)
+            case ["stand", "down", name]:
+                node.stand_down(name)
+            case ["stall"]:
+                node.replica.note_stall()
+            case ["forget"]:
+                node.replica.forget()
+            case ["sleep", milliseconds]:
+                node.sleep(int(milliseconds))
+                node.close(node.replica.drop_overdue())
+            case ["is", "proposed", "by", name, epoch]:
+                answer = node.replica.answer(name, int(epoch))
+                accepted = "accepted" if answer.accepted else "not accepted"
+                self.effects.append(f"{accepted}; {answer.standing.value} in {answer.view}")
+            case ["state"]:
+                self.show(node)
+            case _:
+                raise ValueError(words)
+
+    def show(self, node: SimNode) -> None:
+        replica = node.replica
+        state = replica.state
+        self.effects.append(
+            f"epoch {replica.view.epoch}, members {','.join(replica.view.members) or '-'}, "
+            f"offset {state.offset}, {len(replica.held_back)} turns held back"
+            + (", stalled" if replica.stalled else "")
+        )
+        for name, (token, reqid, owner, at_ms) in sorted(state.locks.held.items()):
+            self.effects.append(
+                f"{name.decode()}: token {token}, request {reqid.decode()}, "
+                f"owner {owner.decode()}, since {at_ms}"
+            )
+
+
+Block = tuple[list[str], list[str]]
+"""The lines before ``----``, comments included, and the effects after it."""
+
+
+def blocks_of(text: str) -> Iterator[Block]:
+    for block in text.strip("\n").split("\n\n"):
+        lines = block.splitlines()
+        if "----" in lines:
+            at = lines.index("----")
+            yield lines[:at], lines[at + 1 :]
+        else:
+            yield lines, []
+
+
+def played(text: str) -> str:
+    """The transcript with the effects that its commands have now."""
+    runner = Runner()
+    shown = list[str]()
+    for before, _ in blocks_of(text):
+        commands = [line for line in before if line and not line.startswith("#")]
+        effects = [effect for command in commands for effect in runner.run(command)]
+        if len(effects) > 1:
+            effects = [effect for effect in effects if effect != "(nothing)"] or ["(nothing)"]
+        shown.append("\n".join([*before, *(["----", *effects] if commands else [])]))
+    return "\n\n".join(shown) + "\n"
+
+
+@pytest.mark.parametrize("path", SCENARIOS, ids=lambda path: path.stem)
+def test_transcript(path: Path) -> None:
+    text = path.read_text()
+    now = played(text)
+    if os.environ.get("REWRITE_TRANSCRIPTS"):
+        path.write_text(now)
+    else:
+        assert now == text
+
+
+def test_there_are_transcripts_and_each_asserts_something() -> None:
+    assert len(SCENARIOS) >= 10
+    for path in SCENARIOS:
+        blocks = list(blocks_of(path.read_text()))
+        assert sum(effects != [] for _, effects in blocks) >= 3, path
+        assert path.read_text().startswith("# "), "it says first what it is about"
+        assert "assertion:" not in path.read_text() or "never" in path.read_text()
+
+
+def test_every_kind_of_request_has_a_name_here() -> None:
+    assert set(COMMAND_OF) <= set(KINDS)
