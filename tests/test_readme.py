@@ -26,7 +26,9 @@ def commands_table() -> str:
     """The README's table of commands, from the one table that the server has."""
     commands.load()
     lines = ["| command | |", "|---|---|"]
-    for name, command in COMMANDS.items():
+    groups = ["locks", "connection", "server"]
+    ordered = sorted(COMMANDS.items(), key=lambda item: (groups.index(item[1].group), item[0]))
+    for name, command in ordered:
         if name == "peer":  # between the nodes
             continue
         subcommands = sorted(sub.decode() for sub in command.subcommands if sub != b"HELP")
