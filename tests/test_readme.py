@@ -16,7 +16,7 @@ from harness.processes import Cluster, Node, wait_until
 from harness.wire import Wire
 
 from holdfast.server import commands
-from holdfast.server.commands.table import COMMANDS
+from holdfast.server.commands.table import COMMANDS, syntax
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
 PROMPT = "127.0.0.1:6379> "
@@ -32,8 +32,9 @@ def commands_table() -> str:
         if name == "peer":  # between the nodes
             continue
         subcommands = sorted(sub.decode() for sub in command.subcommands if sub != b"HELP")
-        shown = " ".join([f"`{name.upper()}`", *subcommands])
-        lines.append(f"| {shown} | {command.summary} |")
+        written = f"{name.upper()} {'|'.join(subcommands)}" if subcommands else syntax(command)
+        written = written.replace("|", "\\|")  # or it would end the cell
+        lines.append(f"| `{written}` | {command.summary} |")
     return "\n".join(lines)
 
 
