@@ -11,6 +11,7 @@ SHELL := /bin/sh
 PORT =
 BACKUP_PORT =
 ARGS =
+ROUNDS = 1000
 PYTHON = python3
 
 VENV := .venv
@@ -25,7 +26,7 @@ ifneq ($(MADE_FOR),$(HERE))
 $(VENV)/installed-run: anew
 endif
 
-.PHONY: help run test check bench clean anew
+.PHONY: help run test soak check bench clean anew
 
 help:  ## this list
 	@sed -n 's/^\([a-z][a-z]*\):.*##  */\1|/p' $(firstword $(MAKEFILE_LIST)) \
@@ -37,6 +38,10 @@ run: $(VENV)/installed-run  ## start a primary (PORT=6379) and a backup (BACKUP_
 
 test: $(VENV)/installed-test  ## run the whole test suite (ARGS='-k clerk' goes to pytest)
 	@exec $(BIN)/pytest $(ARGS)
+
+soak: $(VENV)/installed-test  ## the tests with a random part, many more rounds (ROUNDS=1000)
+	@HOLDFAST_TEST_ROUNDS=$(ROUNDS) exec $(BIN)/pytest tests/test_live_lab.py \
+		tests/test_live_crash.py $(ARGS)
 
 check: $(VENV)/installed-check .types/holdfast  ## format, lint, types, import graph
 	$(BIN)/ruff format --check .

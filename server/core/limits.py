@@ -13,7 +13,7 @@ NAME_BYTES_MAX = 512
 with three of them still fits in a network packet or two."""
 
 LOCKS_MAX = 4_000_000
-"""Locks held at a time: about 1 GB. Beyond it a grant is refused, nothing is evicted."""
+"""Locks held at a time: about 1.2 GB. Beyond it a grant is refused, nothing is evicted."""
 
 SEQUENCE_MAX = 2**63 - 1
 """Largest n of an ``@client:n`` request id: fits a signed 64-bit integer everywhere."""
