@@ -277,6 +277,8 @@ def concurrent_counts(lab: Lab, *, clients: int, seed: int, phase_s: float) -> i
             for number in range(clients)
         ]
     )
+    # On a busy machine the threads may need longer than a phase to begin.
+    wait_until(history.has_succeeded, "a first success", lab.nodes)
     time.sleep(phase_s * (0.5 + rng.random()))
     lab.kill_primary()
     killed_s = lab.killed_s

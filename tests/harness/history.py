@@ -71,6 +71,11 @@ class Recorder:
         with self._lock:
             return any(op.call_s > instant_s for op in self._ops[-50:])
 
+    def has_succeeded(self) -> bool:
+        """Whether any operation has returned something true."""
+        with self._lock:
+            return any(op.result for op in self._ops[:50])
+
     @property
     def ops(self) -> list[Op]:
         """All of them, by the instants of their calls."""
