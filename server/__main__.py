@@ -5,13 +5,16 @@ from __future__ import annotations
 import argparse
 import errno
 import logging
+import os
 import socket
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
 from . import flags, log
-from .config import Config, ConfigError
+from .config import Config, ConfigError, check_distinct
+
+_log = logging.getLogger("holdfast.server")  # also when run as __main__
 
 EXIT_FAILED = 1
 EXIT_INTERRUPTED = 130  # as shells report a death by SIGINT
@@ -69,11 +72,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     Raises SystemExit(2) on a wrong command line, after saying what was wrong.
     """
     parser = _build_parser()
-    given = parser.parse_args(argv)
+    # Not parse_args: it blames an unknown flag on the whole, and points away from its command's.
+    given, unknown = parser.parse_known_args(argv)
+    if unknown:
+        getattr(given, "parser", parser).error(f"unrecognized arguments: {' '.join(unknown)}")
+    if given.version:
+        return _version(given)
+    if not hasattr(given, "run"):
+        parser.print_help(sys.stderr)
+        return flags.EXIT_USAGE
     try:
         return int(given.run(given))
     except ConfigError as error:
-        hint = flags.from_environment(given.flags, given)
+        hint = flags.from_environment(given.flags, given, str(error))
         blame = f" (from the environment: {', '.join(hint)})" if hint else ""
         _usage_error(given.parser, f"{error}{blame}")
     except KeyboardInterrupt:
@@ -88,7 +99,8 @@ def _build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    parser.add_argument("--version", action="store_true", help="print the version")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
     for name, run, its_flags, text, epilog in (
         ("serve", _serve, flags.SERVE_FLAGS, "run one node", _SERVE_EXAMPLES),
         ("pair", _pair, flags.PAIR_FLAGS, "run a primary and a backup here", _PAIR_EXAMPLES),
@@ -119,16 +131,18 @@ def _serve(given: argparse.Namespace) -> int:
     config = Config(**flags.resolve(flags.SERVE_FLAGS, given))
     if not __debug__:
         return _refuse_optimised()
+    check_distinct(config.bind)
     # Late, so that --help and an error do not wait for gevent.
     from .node import Node
 
-    log.set_up(config.log_level, config.port)
+    _set_up_log(config.log_level, config.port)
     node = Node(config)
     try:
         node.start()
     except (OSError, UnicodeError) as error:  # UnicodeError: a host that is no name at all
         return _fail(explain_bind_error(error, config.bind, config.port, "--port"))
-    logging.getLogger("holdfast.server").debug("configuration: %s", config)
+    log.set_label(node.port)
+    _log.debug("configuration: %s", config)
     return int(node.run())
 
 
@@ -139,11 +153,21 @@ def _pair(given: argparse.Namespace) -> int:
     plan = pair.Plan.from_flags(values)
     if not __debug__:
         return _refuse_optimised()
+    check_distinct(plan.primary.bind)
+    _set_up_log(plan.primary.log_level, "pair")
     try:
         pair.check_ports_free(plan)
     except pair.PortTaken as taken:
-        return _fail(explain_bind_error(taken.error, (taken.host,), taken.port, taken.flag))
+        under_make = os.environ.get(flags.MAKE_VARIABLE)
+        flag = "'make run PORT=... BACKUP_PORT=...'" if under_make else taken.flag
+        return _fail(explain_bind_error(taken.error, (taken.host,), taken.port, flag))
     return pair.run(plan)
+
+
+def _set_up_log(level: str, label: str | int) -> None:
+    log.set_up(level, label)
+    for warning in flags.unknown_variables():
+        _log.warning("%s", warning)
 
 
 def explain_bind_error(

@@ -7,6 +7,7 @@ can be shown to whoever typed it.
 from __future__ import annotations
 
 import ipaddress
+import socket
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, get_args
 
@@ -139,6 +140,32 @@ def dialled_host(bind: tuple[str, ...]) -> str:
     if _is_wildcard(first):
         return "::1" if ":" in first else "127.0.0.1"
     return first
+
+
+def check_distinct(bind: tuple[str, ...]) -> None:
+    """Raises ConfigError if two of the addresses cannot both be bound to one port.
+
+    Looks names up, which `Config` does not. A name that is not found is left to whoever binds it.
+    """
+    seen: dict[tuple[int, str], str] = {}
+    for host in bind if len(bind) > 1 else ():
+        try:
+            found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        except (OSError, UnicodeError):
+            continue
+        family, address = found[0][0], str(found[0][4][0])  # the one that is bound
+        for (other_family, other), other_host in seen.items():
+            if family != other_family:
+                continue
+            if address == other:
+                raise ConfigError(
+                    f"--bind {other_host} and --bind {host} are the same address, {address}; "
+                    "give one of them"
+                )
+            if _is_wildcard(address) or _is_wildcard(other):
+                every, one = (host, other_host) if _is_wildcard(address) else (other_host, host)
+                raise ConfigError(f"--bind {every} takes in --bind {one}; give one of them")
+        seen[family, address] = host
 
 
 def _check_range(what: str, value: int, least: int, most: int, hint: str = "") -> None:

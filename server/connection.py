@@ -37,6 +37,14 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+_WRITES_PER_TURN = 64
+_PENDING_AT_A_TIME = 512
+_FULL = encoder.error("ERR max number of clients reached")
+_BEHIND_MULTI = encoder.error(
+    "EXECABORT there are no transactions here: nothing between MULTI and EXEC was executed; "
+    "redis-py: pipeline(transaction=False)"
+)
+
 
 class Connection:
     """A client. ``protocol`` is 2, or 3 after ``HELLO 3``."""
@@ -50,9 +58,11 @@ class Connection:
         "_held_bytes",
         "_out",
         "_pending",
+        "_pending_bytes",
         "_receive",
         "_send",
         "_unsent",
+        "_unsent_bytes",
         "address",
         "bytes_in",
         "bytes_out",
@@ -61,6 +71,7 @@ class Connection:
         "created_s",
         "ended",
         "flags",
+        "has_next_turn",
         "id",
         "last_active_s",
         "last_command",
@@ -97,14 +108,19 @@ class Connection:
         self.closing = False  # close once everything is written
         self.ended = False  # the client has closed its side
         self.paused = False  # a command is waiting: the pipeline behind it too
-        self.silent = ""  # CLIENT REPLY "off", or "skip": the next reply only
+        self.silent = ""  # "off", "skip", "multi" or "full": see _run_silently
         self._decoder = Decoder()
         self._out: list[bytes] = []  # may go now
         self._held: list[bytes] = []  # only once the backup has this turn
         self._held_bytes = 0  # of earlier turns
         self._held_batches = 0  # how many earlier turns' replies are held back
-        self._unsent = bytearray()  # what the socket did not take
+        # What the socket did not take, as it came: one buffer that grows would leave holes in the
+        # heap several times its size.
+        self._unsent: deque[memoryview] = deque()
+        self._unsent_bytes = 0
         self._pending: deque[list[bytes]] = deque()  # requests behind a pause
+        self._pending_bytes = 0  # about: what has been read since the pause
+        self.has_next_turn = False  # in the node's list for the next turn
         self.queued = False  # in the node's list for the end of this turn
         self._receive, self._send, self._feed = sock.recv, sock.send, self._decoder.feed
         self._events = READ
@@ -130,7 +146,11 @@ class Connection:
         requests = self._feed(data)
         if self.paused or self._pending:
             self._pending.extend(requests)
-            if len(self._pending) > limits.PENDING_REQUESTS_MAX:
+            self._pending_bytes += len(data)
+            if (
+                self._pending_bytes > limits.PENDING_BYTES_MAX
+                or len(self._pending) > limits.PENDING_REQUESTS_MAX
+            ):
                 self._watch(self._events & ~READ)
         elif requests:
             self._run(requests)
@@ -254,9 +274,25 @@ class Connection:
         return reply, waits
 
     def _run_silently(self, requests: list[list[bytes]]) -> None:
-        """Behind CLIENT REPLY OFF or SKIP: execute, and drop the replies."""
+        """Behind CLIENT REPLY OFF or SKIP: execute, and drop the replies. Behind MULTI, which is an
+        unknown command: refuse up to EXEC, or a transaction would be half executed. Beyond
+        ``maxclients`` ("full"): nothing but PEER."""
         for position, argv in enumerate(requests, 1):
             silent = self.silent
+            if silent == "full":
+                if argv[0].upper() != b"PEER":
+                    self.send_away()
+                    return
+                self.silent = ""
+                self._leave(requests[position - 1 :])
+                return
+            if silent == "multi":
+                self.reply(self.error(_BEHIND_MULTI))
+                if argv[0].lower() in (b"exec", b"discard"):
+                    self.silent = ""
+                    self._leave(requests[position:])
+                    return
+                continue
             reply, _ = self._execute(argv)
             if silent == "skip" and self.silent == "skip" and reply is not None:
                 self.silent = ""  # that one reply was it
@@ -267,10 +303,10 @@ class Connection:
                 return
 
     def _leave(self, requests: list[list[bytes]]) -> None:
-        """Keep requests for when the pause is over, or for the next turn."""
+        """Keep requests for when the pause is over, or for the next turn: they come first then."""
         if self.closing or self.closed:
             return
-        self._pending.extend(requests)
+        self._pending.extendleft(reversed(requests))
         if not self.paused:
             self.node.resume_next_turn(self)
 
@@ -298,13 +334,19 @@ class Connection:
 
     def run_pending(self) -> None:
         """Execute what waits behind a pause that is over."""
+        self.has_next_turn = False
         if self.closed or self.paused:
             return
-        requests = list(self._pending)
-        self._pending.clear()
+        pending = self._pending
+        requests = [pending.popleft() for _ in range(min(len(pending), _PENDING_AT_A_TIME))]
         if requests:
             self._run(requests)
-        if not self._pending and not self.paused and not self.closed:
+        if self.closed or self.paused:
+            return
+        if pending:
+            self.node.resume_next_turn(self)
+        else:
+            self._pending_bytes = 0
             if self._decoder.error is not None:
                 self._answer_protocol_error()
             elif self.ended:
@@ -348,7 +390,7 @@ class Connection:
 
     def _is_silenced(self) -> bool:
         """Whether the client wants none of this reply (CLIENT REPLY); SKIP is over with it."""
-        silenced = bool(self.silent)
+        silenced = self.silent in ("off", "skip")
         if self.silent == "skip":
             self.silent = ""
         return silenced
@@ -407,9 +449,10 @@ class Connection:
 
     def _keep_unsent(self, data: memoryview) -> None:
         """The client does not read as fast as it asks: keep the rest, within the bound."""
-        self._unsent += data
-        if len(self._unsent) > limits.OUTPUT_BYTES_MAX:
-            self._overflow(len(self._unsent))
+        self._unsent.append(data)
+        self._unsent_bytes += len(data)
+        if self._unsent_bytes > limits.OUTPUT_BYTES_MAX:
+            self._overflow(self._unsent_bytes)
         else:
             self._watch(self._events | WRITE)
 
@@ -423,30 +466,46 @@ class Connection:
             self.node.poller.watch(self.sock.fileno(), events)
 
     def _on_writable(self) -> None:
+        unsent = self._unsent
         try:
-            sent = self._send(self._unsent)
+            for _ in range(min(len(unsent), _WRITES_PER_TURN)):
+                sent = self._send(unsent[0])
+                self.bytes_out += sent
+                self._unsent_bytes -= sent
+                if sent < len(unsent[0]):
+                    unsent[0] = unsent[0][sent:]
+                    return
+                unsent.popleft()
         except BlockingIOError:
             return
         except OSError as error:
             self.close(f"write failed: {error}")
             return
-        self.bytes_out += sent
-        del self._unsent[:sent]
-        if not self._unsent:
+        if not unsent:
             self._watch(self._events & ~WRITE)
             self._queue()  # flush closes it if it is to be closed
 
     @property
+    def has_held_back(self) -> bool:
+        """Whether replies of its wait for the backup."""
+        return bool(self._held or self._held_batches)
+
+    @property
     def output_bytes(self) -> int:
         """Replies that the client has not read yet."""
-        return len(self._unsent)
+        return self._unsent_bytes
 
     @property
     def input_bytes(self) -> int:
-        """What is held of a request that is not complete yet."""
-        return self._decoder.buffered_bytes
+        """What is held of requests that are not complete yet, or wait behind a pause."""
+        return self._decoder.buffered_bytes + self._pending_bytes
 
     # -- the end ---------------------------------------------------------------------------------
+
+    def send_away(self) -> None:
+        """There is no room for this client."""
+        self.reply(_FULL)
+        self.close_after_replies()
 
     def close_after_replies(self) -> None:
         """Close once every reply so far has left; nothing more is read."""

@@ -7,7 +7,9 @@ whichever of the two was wrong.
 from __future__ import annotations
 
 import argparse
+import difflib
 import os
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, NoReturn
 
@@ -15,6 +17,9 @@ from .config import FAILOVER_MODES, LOG_LEVELS, PORT_MAX, Address, Config, Confi
 
 ENV_PREFIX = "HOLDFAST_"
 EXIT_USAGE = 2
+# Set by the Makefile: whoever reads an error typed `make run`.
+MAKE_VARIABLE = ENV_PREFIX + "MAKE"
+TEST_PREFIX = ENV_PREFIX + "TEST_"  # for this project's own tests
 
 _TRUE = ("1", "true", "yes", "on")
 _FALSE = ("0", "false", "no", "off")
@@ -62,10 +67,16 @@ def _one_of(choices: tuple[str, ...]) -> Callable[[str], str]:
 
 
 def _hosts(text: str) -> tuple[str, ...]:
-    return tuple(host.strip() for host in text.split(",") if host.strip())
+    return tuple(host for host in re.split(r"[\s,]+", text) if host)
 
 
-_BIND = Flag("bind", _hosts, Config().bind, "ADDRESS", "address to listen on; several may be given")
+_BIND = Flag(
+    "bind",
+    _hosts,
+    Config().bind,
+    "ADDRESS",
+    "address to listen on; several may be given, with spaces or commas between them",
+)
 _BACKUP_PORT = Flag("backup_port", _number, 6380, "PORT", "port of the backup")
 _TUNING = (
     Flag(
@@ -117,8 +128,8 @@ SERVE_FLAGS: tuple[Flag, ...] = (
         _switch,
         False,
         "",
-        "begin an empty history although the peer does not answer (never if it has state); for "
-        "an operator who knows that both nodes were lost",
+        "once, by hand, after both nodes were lost: begin an empty history although the peer does "
+        "not answer. Never in a unit file: it can make a second primary",
     ),
     *_TUNING,
 )
@@ -173,14 +184,33 @@ def resolve(
 
 
 def from_environment(
-    flags: tuple[Flag, ...], given: argparse.Namespace, environ: Mapping[str, str] = os.environ
+    flags: tuple[Flag, ...],
+    given: argparse.Namespace,
+    error: str,
+    environ: Mapping[str, str] = os.environ,
 ) -> list[str]:
-    """The variables that decided a value: what to look at when the values do not fit together."""
+    """The variables to look at after `error`: those that stand for a flag which it names."""
     return [
         flag.variable
         for flag in flags
-        if getattr(given, flag.name) is None and environ.get(flag.variable)
+        if getattr(given, flag.name) is None
+        and environ.get(flag.variable)
+        and re.search(rf"{flag.option}(?![\w-])", error)
     ]
+
+
+def unknown_variables(environ: Mapping[str, str] = os.environ) -> list[str]:
+    """A warning for each variable that looks like ours and that nothing reads."""
+    known = sorted({flag.variable for flag in (*SERVE_FLAGS, *PAIR_FLAGS)})
+    warnings = []
+    for name in sorted(environ):
+        if not name.startswith(ENV_PREFIX) or name.startswith(TEST_PREFIX) or not environ[name]:
+            continue
+        if name in known or name == MAKE_VARIABLE:
+            continue
+        nearest = difflib.get_close_matches(name, known, n=1, cutoff=0)
+        warnings.append(f"{name} is ignored, no flag has it; the nearest is {nearest[0]}")
+    return warnings
 
 
 def to_arguments(flags: tuple[Flag, ...], values: Mapping[str, Any]) -> list[str]:

@@ -7,6 +7,7 @@ what arrives is handled to completion, what is to be sent goes out once per loop
 
 from __future__ import annotations
 
+import errno
 import socket
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -22,6 +23,7 @@ from .config import Address
 from .core.failover import Answer, NoAnswer
 from .core.stream import PROTOCOL_VERSION, decode_answer
 
+_OWN_FAULTS = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL)
 _RECEIVE_BYTES = 256 * 1024
 
 Parser = Callable[[bytes], Iterable[Any]]
@@ -48,6 +50,8 @@ class Link:
         self.peer = peer
         self.address: Address | None = None  # where the peer listens, if it said so
         self.last_heard_ms = boot_ms()
+        self.last_taken_ms = self.last_heard_ms  # when the socket last took something,
+        self.last_drained_ms = self.last_heard_ms  # and when it last took all that was queued
         self.closed = False
         self._parse = parse
         self._on_messages = on_messages
@@ -90,6 +94,7 @@ class Link:
         except OSError as error:
             self.lose(f"write failed: {error}")
             return
+        self.last_taken_ms = boot_ms()
         if sent < len(data):
             self._unsent += memoryview(data)[sent:]
             self._write_watcher.start(self._on_writable)
@@ -102,8 +107,10 @@ class Link:
         except OSError as error:
             self.lose(f"write failed: {error}")
             return
+        self.last_taken_ms = boot_ms()
         del self._unsent[:sent]
         if not self._unsent:
+            self.last_drained_ms = self.last_taken_ms
             self._write_watcher.stop()
 
     def lose(self, why: str) -> None:
@@ -152,9 +159,26 @@ def reply_parser() -> Parser:
     return parse
 
 
-def dial(address: Address, timeout_s: float) -> socket.socket:
+_last_resolved: dict[Address, tuple[str, int]] = {}
+"""Where a peer was last reached: its name may go with it (a container's does), and a peer that
+cannot be looked up is not yet a peer that is gone."""
+
+
+def _connect(address: Address, timeout_s: float) -> Any:
     """Connect (waits). Raises OSError."""
-    cooperative = gevent.socket.create_connection((address.host, address.port), timeout_s)
+    try:
+        sock = gevent.socket.create_connection((address.host, address.port), timeout_s)
+    except socket.gaierror:
+        if address not in _last_resolved:
+            raise
+        return gevent.socket.create_connection(_last_resolved[address], timeout_s)
+    _last_resolved[address] = sock.getpeername()[:2]
+    return sock
+
+
+def dial(address: Address, timeout_s: float) -> socket.socket:
+    """Connect for a link (waits). Raises OSError."""
+    cooperative = _connect(address, timeout_s)
     # The file descriptor goes on as a plain non-blocking socket: links use watchers, not greenlets.
     return socket.socket(fileno=cooperative.detach())
 
@@ -167,13 +191,15 @@ def ask(address: Address, timeout_s: float, *request: bytes | str | int) -> Answ
             return _ask(address, timeout_s, request)
     except ConnectionRefusedError:
         return NoAnswer.GONE
-    except (OSError, hiredis.HiredisError, ValueError):
-        return NoAnswer.SILENT
+    except (hiredis.HiredisError, ValueError):
+        return NoAnswer.STRANGER
+    except OSError as error:
+        own_fault = isinstance(error, socket.gaierror) or error.errno in _OWN_FAULTS
+        return NoAnswer.UNASKED if own_fault else NoAnswer.SILENT
 
 
 def _ask(address: Address, timeout_s: float, request: tuple[bytes | str | int, ...]) -> Answer:
-    sock = gevent.socket.create_connection((address.host, address.port), timeout_s)
-    with sock:
+    with _connect(address, timeout_s) as sock:
         sock.sendall(pack((b"PEER", request[0], PROTOCOL_VERSION, *request[1:])))
         reader = hiredis.Reader()
         while True:

@@ -42,7 +42,9 @@ class Listener:
         self.host, self.port = self._sock.getsockname()[:2]
         self._on_accept = on_accept
         self._on_trouble = on_trouble
-        self._timer = loop.timer(_PAUSE_S)
+        self._loop = loop
+        self._timer: Any = None
+        self._in_trouble = False
         self._watcher = loop.io(self._sock.fileno(), 1)
         self._watcher.start(self._on_readable)
 
@@ -54,22 +56,35 @@ class Listener:
                 return
             except OSError as error:
                 if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
-                    self._on_trouble(f"cannot accept connections for now: {error}")
-                    self._watcher.stop()
-                    self._timer.start(self._resume)
+                    self._pause(error)
                     return
                 continue  # that connection is gone already
+            self._in_trouble = False
             sock.setblocking(False)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             self._on_accept(sock, address)
 
+    def _pause(self, error: OSError) -> None:
+        if not self._in_trouble:
+            self._in_trouble = True
+            self._on_trouble(f"cannot accept connections for now: {error}")
+        self._watcher.stop()
+        # A new one each time: a timer of gevent's that was stopped fires at once when it is
+        # started again.
+        self._timer = self._loop.timer(_PAUSE_S)
+        self._timer.start(self._resume)
+
     def _resume(self) -> None:
         self._timer.stop()
+        self._timer.close()
+        self._timer = None
         self._watcher.start(self._on_readable)
 
     def close(self) -> None:
         """Stop listening."""
-        self._timer.stop()
+        if self._timer is not None:
+            self._timer.stop()
+            self._timer.close()
         self._watcher.stop()
         self._watcher.close()
         self._sock.close()

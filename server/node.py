@@ -18,11 +18,13 @@ import contextlib
 import gc
 import logging
 import os
+import resource
 import signal
 import socket
 import sys
 import time
 import traceback
+from collections import deque
 from types import TracebackType
 from typing import Any
 
@@ -38,7 +40,6 @@ from .config import Address, Config
 from .connection import Connection, format_address
 from .core import limits
 from .core.replica import Replica, Replies, Role
-from .core.reply_cache import Refused
 from .listener import Listener
 from .pairing import Pairing, new_incarnation
 from .poller import Poller
@@ -77,9 +78,10 @@ class Node:
         self.wall_s = time.time()
         self.stopping = False
         self._next_turn: list[Connection] = []
+        self._maybe_peers: deque[tuple[int, Connection]] = deque()
         self._connection_count = 0
         self._listeners: list[Listener] = []
-        self._last_turn_ms = self.started_ms
+        self.last_turn_ms = self.started_ms
         self._stopped = gevent.event.Event()
         self._exit_code = 0
         self._watchers: list[Any] = []
@@ -88,6 +90,7 @@ class Node:
 
     def start(self) -> None:
         """Bind the listening sockets. Raises OSError."""
+        _raise_descriptor_limit()
         try:
             for host in self.config.bind:
                 listener = Listener(self.loop, host, self.port, self._on_accept, log.warning)
@@ -135,8 +138,8 @@ class Node:
 
     def _begin_turn(self) -> None:
         now_ms = clock.boot_ms()
-        gap_ms = now_ms - self._last_turn_ms
-        self._last_turn_ms = now_ms
+        gap_ms = now_ms - self.last_turn_ms
+        self.last_turn_ms = now_ms
         self.replica.begin_turn(now_ms)
         if gap_ms > self.pairing.heartbeat_ms:
             self.pairing.begin_turn(now_ms, gap_ms)
@@ -147,8 +150,6 @@ class Node:
         if self.turn_holds:
             self.turn_holds = False
             self._hold_back()
-        elif self.gate is _TRY_AGAIN:
-            self.role_changed()
         self.pairing.end_turn()
         connections = self.turn_connections
         if connections:
@@ -169,12 +170,13 @@ class Node:
         self.turn_connections = [
             connection for connection in self.turn_connections if connection.queued
         ]
-        if self.replica.holding:
+        if self.replica.overflows and self.replica.held_back_bytes > _HELD_BACK_BYTES_LIMIT:
+            for connection, _ in replies:  # repeats, which may not be told "not done"
+                connection.close("too much is held back")
+        elif self.replica.holding:
             self.replica.hold_back(replies, size_bytes)
         else:  # in this very turn it was decided that this node goes on alone
             self.pairing.release(replies)
-        if self.replica.held_back_bytes > limits.HELD_BACK_BYTES_MAX:
-            self.role_changed()
 
     def another_turn(self) -> None:
         """Have the loop turn once more before it sleeps."""
@@ -183,7 +185,9 @@ class Node:
 
     def resume_next_turn(self, connection: Connection) -> None:
         """Go on with this connection's pipeline in the next turn: others come first."""
-        self._next_turn.append(connection)
+        if not connection.has_next_turn:
+            connection.has_next_turn = True
+            self._next_turn.append(connection)
 
     def _run_next_turn(self) -> None:
         connections, self._next_turn = self._next_turn, []
@@ -193,8 +197,9 @@ class Node:
     def _tick(self) -> None:
         self.wall_s = time.time()
         self.sample_due = True
-        now_ms = self._last_turn_ms
+        now_ms = self.last_turn_ms
         self.pairing.tick(now_ms)
+        self._send_away_strangers(now_ms)
         bytes_in, bytes_out = self.network_bytes()
         self.stats.sample(now_ms, self.commands_processed(), bytes_in, bytes_out)
 
@@ -202,8 +207,12 @@ class Node:
         """Set the answer to requests that depend on state, after any change of role."""
         replica = self.replica
         if replica.role is Role.PRIMARY:
-            overflow = replica.held_back_bytes > limits.HELD_BACK_BYTES_MAX
-            self.gate = _TRY_AGAIN if overflow else None
+            self.gate = None
+        elif replica.role is Role.BACKUP and replica.synced and self.pairing.link is None:
+            self.gate = encoder.error(
+                f"READONLY this node is the backup, and its primary {self.pairing.peer_address} is "
+                "lost; if it stays so and nothing promotes this node: REPLICAOF NO ONE"
+            )
         elif replica.role is Role.BACKUP and replica.synced:
             self.gate = encoder.error(
                 f"READONLY this node is the backup, the primary is {self.pairing.peer_address}"
@@ -217,7 +226,7 @@ class Node:
     @property
     def now_ms(self) -> int:
         """CLOCK_BOOTTIME as of this turn."""
-        return self._last_turn_ms
+        return self.last_turn_ms
 
     def reconfigure(self, config: Config) -> None:
         """CONFIG SET: take a configuration that differs in what can change while running."""
@@ -235,7 +244,8 @@ class Node:
 
     def _on_accept(self, sock: socket.socket, address: Any) -> None:
         self.stats.connections_received += 1
-        if len(self.connections) >= self.connections_max:
+        beyond = len(self.connections) - self.connections_max
+        if beyond >= limits.CONNECTIONS_FOR_PEER_MAX:
             self.stats.connections_rejected += 1
             with contextlib.suppress(OSError):  # it may be gone already
                 sock.send(b"-ERR max number of clients reached\r\n")
@@ -244,6 +254,18 @@ class Node:
         self._connection_count += 1
         connection = Connection(self, sock, format_address(address), self._connection_count)
         self.connections[connection.id] = connection
+        if beyond >= 0:
+            connection.silent = "full"
+            self._maybe_peers.append((self.last_turn_ms, connection))
+
+    def _send_away_strangers(self, now_ms: int) -> None:
+        """Who came beyond the bound and has not turned out to be the peer."""
+        waiting = self._maybe_peers
+        while waiting and now_ms - waiting[0][0] > limits.CONNECTIONS_FOR_PEER_MS:
+            _, connection = waiting.popleft()
+            if connection.silent == "full" and not connection.closed:
+                connection.send_away()
+                self.stats.connections_rejected += 1
 
     def forget_connection(self, connection: Connection, why: str) -> None:
         """A connection has ended."""
@@ -255,12 +277,15 @@ class Node:
     def close_clients(self, why: str, sparing: Connection | None = None) -> None:
         """Close every client's connection, held-back replies and all (C2 of the replica)."""
         for connection in list(self.connections.values()):
-            if connection is not sparing:
+            if connection is not sparing or connection.has_held_back:
                 connection.close(why)
 
     def unknown_command(self, connection: Connection, argv: list[bytes]) -> bytes | None:
         """Redis' answer; but a browser that was tricked into talking to us gets none at all."""
-        if argv[0].lower() in (b"post", b"host:"):
+        name = argv[0].lower()
+        if name == b"multi":
+            connection.silent = "multi"  # or what follows would be executed one by one
+        if name in (b"post", b"host:"):
             log.warning("client %s speaks HTTP: closed", connection.address)
             connection.close("possible cross-protocol attack")
             return None
@@ -343,13 +368,24 @@ class Node:
         ):
             self.stop(kind.__name__)
             return
+        if kind is not None and issubclass(kind, self.hub.NOT_ERROR):
+            return  # gevent tells of it twice: whoever looked up that name gets it too
         error = value if isinstance(value, BaseException) else None
         text = "".join(traceback.format_exception(kind, error, trace))
         log.error("unexpected error in %r:\n%s", context, text)
         self.fail("this node stops: an error that nobody expected is never served over")
 
 
-_TRY_AGAIN = encoder.error(Refused.TRY_AGAIN.value)
+def _raise_descriptor_limit() -> None:
+    """Shells give a process 1,024 file descriptors, often, and allow it more if it asks."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = limits.DESCRIPTORS_MAX if hard == resource.RLIM_INFINITY else hard
+    wanted = min(wanted, limits.DESCRIPTORS_MAX)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+_HELD_BACK_BYTES_LIMIT = 2 * limits.HELD_BACK_BYTES_MAX
 
 if sys.flags.optimize:
     raise RuntimeError("run without -O: the assertions of the core are safety checks")

@@ -1,8 +1,9 @@
 """`holdfast pair`: a primary and a backup on this machine, two processes under one supervisor.
 
 The supervisor starts both, waits until the pair is whole, tells how to connect, and then sleeps
-until a signal arrives. It does not restart a node that died: an empty node beside a survivor must
-rejoin it as its backup, which the nodes cannot do yet. It says what still serves and goes on.
+until a signal arrives. It does not restart a node that died: it says what still serves, prints the
+command that starts the node again (empty, it joins whoever serves as the backup), and goes on. A
+node started so is not the supervisor's: it is neither watched nor stopped with the pair.
 
 The nodes are in sessions of their own, so that a terminal's Ctrl-C reaches only the supervisor,
 which stops the backup before the primary. They die with the supervisor, however it ends: the kernel
@@ -17,6 +18,7 @@ import contextlib
 import ctypes
 import logging
 import os
+import shlex
 import signal
 import socket
 import subprocess
@@ -24,9 +26,10 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from . import flags, log
+from . import flags
 from .config import Address, Config, ConfigError, dialled_host
 
 _log = logging.getLogger(__name__)
@@ -113,7 +116,6 @@ def _try_bind(host: str, port: int) -> None:
 
 def run(plan: Plan) -> int:
     """Runs both nodes until stopped (0), until the pair fails to start or both are gone (1)."""
-    log.set_up(plan.primary.log_level, "pair")
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, _AWAITED_SIGNALS)
     nodes: list[_Node] = []
     try:
@@ -132,17 +134,22 @@ class _Node:
     def __init__(self, name: str, config: Config, mask: set[int | signal.Signals]) -> None:
         self.name = name
         self.address = Address(dialled_host(config.bind), config.port)
+        self.command = serve_command(config)
         self._process = subprocess.Popen(
-            serve_command(config),
+            self.command,
             stdin=subprocess.DEVNULL,
             env=_node_environment(),
             start_new_session=True,
             preexec_fn=_between_fork_and_exec(os.getpid(), mask),
         )
-        _log.info("%s %s is process %d", name, self.address, self._process.pid)
+        _log.info("%s %s is process %d", name, self.address, self.pid)
 
     def __str__(self) -> str:
         return f"{self.name} {self.address}"
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
 
     @property
     def alive(self) -> bool:
@@ -152,6 +159,11 @@ class _Node:
     def death(self) -> str:
         code = self._process.returncode
         return f"signal {-code}" if code is not None and code < 0 else f"exit code {code}"
+
+    @property
+    def death_level(self) -> int:
+        """A node that somebody stopped is no error."""
+        return logging.ERROR if self._process.returncode else logging.WARNING
 
     def stop(self) -> None:
         """SIGTERM, patience, SIGKILL; returns when the process is gone."""
@@ -214,7 +226,7 @@ class _Supervisor:
             self._whole = True
             # Whoever reads this may have left (`| head -1`); the pair does not stop for it.
             with contextlib.suppress(OSError):
-                print(how_to_connect(self._primary.address, self._backup.address), flush=True)
+                print(how_to_connect(self._primary, self._backup), flush=True)
         elif not self._said_slow and _now_ms() - self._started_ms > SLOW_START_MS:
             self._said_slow = True
             _log.warning(
@@ -243,7 +255,15 @@ class _Supervisor:
         if not self._is_settled(info) and _now_ms() < self._report_by_ms:
             return
         self._unreported = None
-        _log.error("%s died (%s); %s", dead, dead.death, self._what_serves(survivor, info))
+        _log.log(
+            dead.death_level,
+            "%s %s (%s); %s. To start it again: %s",
+            dead,
+            "died" if dead.death_level == logging.ERROR else "stopped",
+            dead.death,
+            self._what_serves(survivor, info),
+            shlex.join(dead.command),
+        )
 
     def _is_settled(self, info: dict[str, str]) -> bool:
         if self._plan.primary.failover == "manual" and info:
@@ -264,8 +284,8 @@ class _Supervisor:
 
     def _report_both_gone(self) -> int:
         for node in (self._primary, self._backup):
-            _log.error("%s is gone (%s)", node, node.death)
-        _log.error("no node is left, nothing serves")
+            _log.log(node.death_level, "%s is gone (%s)", node, node.death)
+        _log.error("no node of this pair is left; one started again by hand may serve")
         return 1
 
 
@@ -282,16 +302,26 @@ def redis_cli(address: Address) -> str:
     return f"redis-cli{host} -p {address.port}"
 
 
-def how_to_connect(primary: Address, backup: Address) -> str:
-    cli = redis_cli(primary)
+def how_to_connect(primary: _Node, backup: _Node) -> str:
+    cli = redis_cli(primary.address)
+    shell = [
+        (f"{cli} LOCK a r1", "takes lock a: its fencing token, or 0 if it is taken"),
+        (f"{cli} UNLOCK a r2", "gives it back: 1, or 0 if nobody held it"),
+        (f"kill -9 {primary.pid}", "ends the primary as a crash would"),
+    ]
+    activate = Path(sys.prefix, "bin", "activate")
+    if sys.prefix != sys.base_prefix and activate.exists():
+        shell.append((f". {shlex.quote(str(activate))}", "brings holdfast into another terminal"))
+    width = max(len(command) for command, _ in shell[:3])
+    lines = "\n".join(f"    {command:{width}}    {text}" for command, text in shell)
     return f"""
-Holdfast: primary on {primary}, backup on {backup}. Ctrl-C stops both.
+Holdfast: primary on {primary.address} (process {primary.pid}), \
+backup on {backup.address} (process {backup.pid}). Ctrl-C stops both.
 
-    {cli} LOCK a r1      takes lock a: its fencing token, or 0 if it is taken
-    {cli} UNLOCK a r2    gives it back: 1, or 0 if nobody held it
+{lines}
 
     from holdfast import Clerk
-    clerk = Clerk("redis://{primary}", "redis://{backup}")
+    clerk = Clerk("redis://{primary.address}", "redis://{backup.address}")
     token = clerk.acquire("a")
 """
 

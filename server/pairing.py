@@ -62,22 +62,26 @@ class Pairing:
         self.peer_address: Address | None = config.peer
         self.register = FailStop(replica, self._propose, self._silence)
         self.link: Link | None = None  # to the backup, or to the primary
-        self.heartbeat_ms, self._stall_ms = _timing(config)
+        self.heartbeat_ms = _heartbeat_ms(config)
         self.link_lost_ms = 0
         self.full_resyncs = 0
         self._greenlet: gevent.Greenlet[..., None] | None = None
         self._cut: snapshot.Cut | None = None
         self._joining: tuple[Connection, str, int] | None = None
+        self._joins_as = ""  # the incarnation under which this node has asked to join
         self._join_retry_ms = 0  # how long a refused JOIN is not repeated
         self._join_again_ms = 0  # not before this instant
         self._probe = 0
         self._probe_due = False
         self._probe_after_stall = 0
+        self._insists = False  # an operator wants a decision now
+        self._bootstrap = config.bootstrap  # once: it is used up with the first history
+        self._unanswered_since_ms = 0  # since when the peer that is sought has not answered
         self._said = ""  # the last thing logged while waiting, so that it is said once
 
     def reconfigured(self) -> None:
         """The node's configuration is another one: take what is derived from it."""
-        self.heartbeat_ms, self._stall_ms = _timing(self.node.config)
+        self.heartbeat_ms = _heartbeat_ms(self.node.config)
 
     # -- start and turns -------------------------------------------------------------------------
 
@@ -90,7 +94,11 @@ class Pairing:
 
     def begin_turn(self, now_ms: int, gap_ms: int) -> None:
         """A loop turn begins, ``gap_ms`` after the one before it."""
-        if gap_ms <= self._stall_ms:
+        config = self.node.config
+        is_primary = self.replica.role is Role.PRIMARY
+        peer_ms = config.promotion_timeout_ms if is_primary else config.backup_timeout_ms
+        limit_ms = int(peer_ms * limits.STALL_SHARE)
+        if gap_ms <= limit_ms:
             return
         # Each stall anew: an answer that was under way before this one proves nothing.
         was_stalled = self.replica.stalled
@@ -101,7 +109,7 @@ class Pairing:
                 "this node stood still for %d ms (limit %d ms): it bypasses nobody until its "
                 "peer has answered",
                 gap_ms,
-                self._stall_ms,
+                limit_ms,
             )
 
     def end_turn(self) -> None:
@@ -138,7 +146,7 @@ class Pairing:
             return
         if data:
             link.write(data)
-        if self._cut is not None or replica.phase is Phase.CATCHING_UP:
+        if room > 0 and (self._cut is not None or replica.phase is Phase.CATCHING_UP):
             self.node.another_turn()  # or the rest would wait for the next event
         if link.unsent_bytes > limits.LINK_BYTES_MAX:
             link.lose(f"it left {link.unsent_bytes} bytes of the stream unread")
@@ -156,30 +164,36 @@ class Pairing:
         elif link is not None:
             self._probe += 1
             self._probe_due = True
-            silent_ms = now_ms - link.last_heard_ms
-            if silent_ms > self.node.config.promotion_timeout_ms * _SUSPECT_AT:
-                if replica.is_member and replica.may_promote_itself:
-                    self._suspect(f"the primary has been silent for {silent_ms} ms")
-                elif silent_ms > self.node.config.promotion_timeout_ms:
-                    link.lose(f"the primary has been silent for {silent_ms} ms")
+            self._watch_primary(link, now_ms - link.last_heard_ms)
+
+    def _watch_primary(self, link: Link, silent_ms: int) -> None:
+        replica, timeout_ms = self.replica, self.node.config.promotion_timeout_ms
+        if replica.is_member and self._promotes_itself():
+            if silent_ms > timeout_ms * _SUSPECT_AT:
+                self._suspect(f"the primary has been silent for {silent_ms} ms")
+        elif silent_ms > timeout_ms:
+            if replica.is_member:  # the link is kept: whoever wakes up finds us where we were
+                self._say("the primary is silent; an operator may say REPLICAOF NO ONE here")
+            else:
+                link.lose(f"the primary has been silent for {silent_ms} ms")
 
     def _watch_backup(self, link: Link, now_ms: int) -> None:
-        replica = self.replica
+        """A member has to acknowledge, one that joins has to get on: to talk is not enough."""
+        replica, timeout_ms = self.replica, self.node.config.backup_timeout_ms
         assert replica.outbound is not None
-        since_ms = replica.outbound.oldest_unacked_ms
-        if since_ms is None:
-            since_ms = max(link.last_heard_ms, now_ms - self.heartbeat_ms)
-            if replica.phase is Phase.SNAPSHOT:
-                since_ms = link.last_heard_ms
-        silent_ms = now_ms - since_ms
-        timeout_ms = self.node.config.backup_timeout_ms
+        since_ms = replica.outbound.oldest_unacked_ms or now_ms
         if replica.phase >= Phase.PROPOSED:
-            if silent_ms > timeout_ms * _SUSPECT_AT:
-                self._suspect(f"the backup has not acknowledged anything for {silent_ms} ms")
-        elif now_ms - link.last_heard_ms > timeout_ms or (
-            replica.phase is Phase.REQUIRED and silent_ms > timeout_ms
-        ):
-            link.lose(f"the joining backup has been silent for {silent_ms} ms")
+            if now_ms - since_ms > timeout_ms * _SUSPECT_AT:
+                self._suspect(
+                    f"the backup has not acknowledged anything for {now_ms - since_ms} ms"
+                )
+            return
+        if self._cut is not None or link.unsent_bytes:
+            since_ms = link.last_taken_ms
+        else:
+            since_ms = max(since_ms, link.last_drained_ms)
+        if now_ms - since_ms > timeout_ms:
+            link.lose(f"the joining backup has not got on for {now_ms - since_ms} ms")
 
     # -- the primary's side of the link ----------------------------------------------------------
 
@@ -224,6 +238,7 @@ class Pairing:
         )  # fmt: skip
         link.address = Address(host, port)
         self.link = link
+        self.peer_address = link.address
         gevent.spawn(self._learn_address, link, incarnation)
         self._cut = self.replica.attach(incarnation)
         self.full_resyncs += 1
@@ -240,10 +255,9 @@ class Pairing:
         configured = self.node.config.peer
         if configured is not None:
             answer = ask(configured, _ASK_TIMEOUT_S, "ASK")
-            if isinstance(answer, Answer) and answer.incarnation == incarnation:
-                link.address = configured
-        if self.link is link:
-            self.peer_address = link.address
+            is_it = isinstance(answer, Answer) and answer.incarnation == incarnation
+            if is_it and self.replica.backup == incarnation:
+                link.address = self.peer_address = configured
 
     def _send_slices(self, link: Link, cut: snapshot.Cut, room: int) -> None:
         while room > 0:
@@ -321,17 +335,24 @@ class Pairing:
     # -- the backup's side -----------------------------------------------------------------------
 
     def _join(self, address: Address) -> bool:
-        """Dial the primary and ask to join (waits). Whether there is a link now."""
+        """Dial the primary and ask to join (waits). Whether there is a link now.
+
+        It joins under a new incarnation, but is the old one until a snapshot makes it drop its
+        state: until then a member keeps its promises, and may be promoted if the primary dies.
+        """
         replica = self.replica
-        if replica.role is Role.BACKUP:
-            replica.renew_incarnation(new_incarnation())
         view = replica.view
         try:
             sock = dial(address, _ASK_TIMEOUT_S)
         except OSError as error:
             self._say("cannot reach the primary at %s: %s", address, error)
             return False
-        if replica.role is Role.PRIMARY or replica.view != view or self.link is not None:
+        if (
+            replica.role is Role.PRIMARY
+            or replica.view != view
+            or self.link is not None
+            or self.peer_address != address
+        ):
             sock.close()
             return False
         self.link = Link(
@@ -341,10 +362,9 @@ class Pairing:
         self.link.address = address
         self._join_retry_ms = min(max(2 * self._join_retry_ms, 50), _JOIN_RETRY_MS_MAX)
         self._join_again_ms = clock.boot_ms() + self._join_retry_ms
+        self._joins_as = new_incarnation()
         self.link.write(
-            encoder.pack(
-                ("PEER", "JOIN", stream.PROTOCOL_VERSION, replica.incarnation, self.node.port)
-            )
+            encoder.pack(("PEER", "JOIN", stream.PROTOCOL_VERSION, self._joins_as, self.node.port))
         )
         return True
 
@@ -362,7 +382,7 @@ class Pairing:
             link.lose(f"stale: {stale}")
         except Diverged as diverged:
             self.node.fail(f"ALARM: this backup's state is not its primary's: {diverged}")
-        except (ValueError, IndexError, TypeError, hiredis.HiredisError) as error:
+        except (ValueError, IndexError, TypeError, AttributeError, hiredis.HiredisError) as error:
             link.lose(f"it does not keep to the protocol: {error}")
 
     def _on_primary_message(self, message: list[bytes], now_ms: int) -> None:
@@ -394,7 +414,8 @@ class Pairing:
 
     def _on_snapshot(self, message: list[bytes]) -> None:
         header = snapshot.Header(message[3].decode(), *map(int, message[4:]))
-        self.replica.load(int(message[1]), message[2].decode(), header)
+        self.replica.load(int(message[1]), message[2].decode(), header, self._joins_as)
+        self._bootstrap = False
         self.full_resyncs += 1
         self.node.role_changed()
         log.info("joining %s: a snapshot of %d items comes", self._peer, header.items)
@@ -419,6 +440,7 @@ class Pairing:
         self.link = None
         self.link_lost_ms = clock.boot_ms()
         log.warning("link to primary %s is lost: %s", link.peer, why)
+        self.node.role_changed()
         if self.replica.is_member and self._promotes_itself():
             self._suspect("its link is lost")
         else:
@@ -437,7 +459,7 @@ class Pairing:
 
     def _seek(self) -> None:
         """Ask the peer until this node can join it, begins a history, or is told otherwise."""
-        while self._needs_primary():
+        while self._needs_primary() and not self._in_doubt():
             address = self.peer_address
             assert address is not None, "only a node with a peer can be without a primary"
             outcome = ask(address, _ASK_TIMEOUT_S, "ASK")
@@ -445,7 +467,8 @@ class Pairing:
                 continue
             step, why = self._next_step(outcome)
             if step is Step.BEGIN:
-                self._begin_history(why)
+                seen = outcome.view.epoch if isinstance(outcome, Answer) else 0
+                self._begin_history(why, seen)
             elif step is Step.WAIT:
                 self._say("waiting for %s: %s", address, why)
             elif clock.boot_ms() >= self._join_again_ms and self._join(address):
@@ -466,21 +489,32 @@ class Pairing:
             if isinstance(outcome, Answer) and outcome.standing is Standing.SERVING:
                 return Step.JOIN, "the primary is there"
             return Step.WAIT, "no primary there; this node has state but may not serve by itself"
+        if isinstance(outcome, Answer):
+            self._unanswered_since_ms = 0
+        elif not self._unanswered_since_ms:
+            self._unanswered_since_ms = clock.boot_ms()
         step = step_of_empty_node(
             outcome,
             heard=replica.heard_of_history,
             first_primary=config.backup is not None,
-            bootstrap=config.bootstrap,
+            bootstrap=self._bootstrap,
         )
         if isinstance(outcome, Answer) and outcome.standing is not Standing.BLANK:
             replica.heard_of_history = True
+        if step[0] is Step.BEGIN and self._unanswered_since_ms:
+            # --bootstrap overrides silence: but not that of a peer which is only slow to answer.
+            left_ms = config.promotion_timeout_ms - clock.boot_ms() + self._unanswered_since_ms
+            if left_ms > 0:
+                return Step.WAIT, f"{step[1]}; a new history begins if it stays so"
         return step
 
-    def _begin_history(self, why: str) -> None:
+    def _begin_history(self, why: str, after_epoch: int = 0) -> None:
         self.replica.begin_turn(clock.boot_ms())
-        self.replica.begin_history(secrets.token_hex(20), clock.wall_us())
+        self.replica.begin_history(secrets.token_hex(20), clock.wall_us(), after_epoch)
         self.node.role_changed()
-        log.info("a new history begins in epoch 1: %s", why)
+        level = logging.WARNING if self._bootstrap else logging.INFO
+        log.log(level, "a new history begins in epoch %d: %s", self.replica.view.epoch, why)
+        self._bootstrap = False
 
     # -- deciding about a peer that is lost ------------------------------------------------------
 
@@ -539,17 +573,24 @@ class Pairing:
             return NoAnswer.SILENT
         _, silent_ms, timeout_ms = self._silence()
         left_s = max(timeout_ms - silent_ms, 2 * self.heartbeat_ms) / 1000
-        return ask(
-            self.peer_address, min(left_s, _ASK_TIMEOUT_S),
-            "PROPOSE", self.replica.incarnation, view.epoch,
-        )  # fmt: skip
+        # Before its time is up a peer that only hangs is asked, not yet told to step aside.
+        if self.link is not None and silent_ms < timeout_ms and not self._insists:
+            request: tuple[str | int, ...] = ("ASK",)
+        else:
+            request = ("PROPOSE", self.replica.incarnation, view.epoch)
+        outcome = ask(self.peer_address, min(left_s, _ASK_TIMEOUT_S), *request)
+        # The wait may have ended in the very batch of events that a standstill ended in.
+        self.begin_turn(0, clock.boot_ms() - self.node.last_turn_ms)
+        if request == ("ASK",) and self.link is not None and isinstance(outcome, Answer):
+            known = self.replica.view
+            if outcome.view.epoch <= known.epoch:
+                return outcome._replace(standing=Standing.STATE)  # it is there: no more to decide
+        return outcome
 
     def _bypass(self, view: View) -> None:
         """The view of this node alone stands."""
         replica = self.replica
-        if self.link is not None:
-            self.link.close()
-            self.link = None
+        self._drop_link()
         replica.begin_turn(clock.boot_ms())
         if replica.role is Role.PRIMARY:
             self._close_cut()
@@ -569,37 +610,53 @@ class Pairing:
     def _yield_to(self, view: View) -> None:
         """The peer's view stands: a primary stands down, a backup joins again."""
         replica = self.replica
-        if self.link is not None:
-            self.link.close()
-            self.link = None
-        self.link_lost_ms = clock.boot_ms()
+        self._drop_link()
         if replica.role is Role.PRIMARY:
             log.warning(
                 "DEPOSED: the peer serves in epoch %d, this node's was %d; it drops its state",
                 view.epoch, replica.view.epoch,
             )  # fmt: skip
-            self._close_cut()
-            replica.stand_down(new_incarnation())
-            self.node.close_clients("this node is no longer the primary")
-        else:
-            replica.renew_incarnation(new_incarnation())
-            log.info("the primary serves: joining it again")
+            self._stand_down()
+            self.node.role_changed()
+            return
+        log.info("the primary serves: joining it again")
         self.node.role_changed()
-        self._seek()
+        gevent.sleep(max(self._join_again_ms - clock.boot_ms(), 0) / 1000)
+        if self.peer_address is not None and self._in_doubt():
+            self._join(self.peer_address)
+
+    def _stand_down(self, sparing: Connection | None = None) -> None:
+        """This node is no longer the primary: its clients ask the other one."""
+        self._close_cut()
+        self.replica.stand_down(new_incarnation())
+        self.node.close_clients("this node is no longer the primary", sparing)
 
     def proposal_from_peer(self, proposer: str, epoch: int) -> Answer:
         """``PEER PROPOSE``: answer it; a backup that accepts is out, and joins again."""
         answer = self.replica.answer(proposer, epoch)
         if answer.accepted:
             log.warning("the primary goes on without this backup, epoch %d", epoch)
-            if self.link is not None:
-                self.link.close()
-                self.link = None
-            self.link_lost_ms = clock.boot_ms()
+            self._drop_link()
+            self.node.role_changed()
             self._run(self._seek)
         return answer
 
     # -- an operator's word ----------------------------------------------------------------------
+
+    @property
+    def mode(self) -> str:
+        """One word for ``INFO replication``: the replica's, as far as its link bears it out."""
+        if self.replica.role is Role.BACKUP and not self.link_is_up:
+            return "blocked"
+        return self.replica.mode
+
+    @property
+    def link_is_up(self) -> bool:
+        """Whether there is a link, and the peer has been heard on it lately."""
+        if self.link is None:
+            return False
+        silent_ms = clock.boot_ms() - self.link.last_heard_ms
+        return silent_ms <= self.node.config.promotion_timeout_ms
 
     def promote_by_hand(self, *, force: bool) -> str:
         """REPLICAOF NO ONE [FORCE] (waits). What came of it, as the text of a reply."""
@@ -624,11 +681,17 @@ class Pairing:
                 "ERR this node is not a member of the view: it may lack what was answered last; "
                 "REPLICAOF NO ONE FORCE serves what it has"
             )
-        return self._promote_through_register()
+        self._insists = True
+        try:
+            return self._promote_through_register()
+        finally:
+            self._insists = False
 
     def _go_on_by_hand(self, *, force: bool) -> str:
         """A primary that is blocked, because its backup is lost and this node stood still."""
         replica = self.replica
+        if not force and not replica.stalled:
+            return f"ERR the backup is lost, and it is being decided: {self.register.reason}"
         if not force:
             return (
                 "ERR this primary is blocked: the backup may have taken over while this node stood "
@@ -677,13 +740,13 @@ class Pairing:
                 f"ERR {address} is {outcome.standing.value} in epoch {outcome.view.epoch}, this "
                 f"node's is {replica.view.epoch}: only a serving node of a higher epoch is followed"
             )
+        if outcome.has_backup and replica.role is Role.PRIMARY:
+            return f"ERR {address} has a backup already: this node would lose its state for nothing"
         self._drop_link()
         self.peer_address = address
         log.warning("following %s on an operator's word", address)
         if replica.role is Role.PRIMARY:
-            self._close_cut()
-            replica.stand_down(new_incarnation())
-            self.node.close_clients("this node is no longer the primary", sparing=asking)
+            self._stand_down(sparing=asking)
         elif replica.role is Role.BACKUP:
             replica.renew_incarnation(new_incarnation())
         self.node.role_changed()
@@ -734,10 +797,9 @@ class Pairing:
             self.link = None
 
 
-def _timing(config: Config) -> tuple[int, int]:
-    """How often a sign of life goes out, and which pause of our own may be too long, ms (F4)."""
-    shorter_ms = min(config.backup_timeout_ms, config.promotion_timeout_ms)
-    return max(10, min(200, shorter_ms // 10)), shorter_ms // limits.STALL_DIVISOR
+def _heartbeat_ms(config: Config) -> int:
+    """How often a sign of life goes out."""
+    return max(10, min(200, config.backup_timeout_ms // 10, config.promotion_timeout_ms // 10))
 
 
 def _fields(payload: bytes) -> list[bytes]:

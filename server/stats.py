@@ -51,8 +51,6 @@ class Stats:
         self.connections_rejected = 0
         self.protocol_errors = 0
         self.output_overflows = 0
-        self.granted = 0
-        self.refused = 0
         self.errors: dict[str, int] = {}
         self.closed_bytes_in = 0  # of connections that have ended
         self.closed_bytes_out = 0

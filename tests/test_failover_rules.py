@@ -147,7 +147,8 @@ def test_the_whole_table_of_an_empty_node_whose_peer_does_not_answer(
     step, why = step_of_empty_node(
         outcome, heard=heard, first_primary=first_primary, bootstrap=bootstrap
     )
-    assert step is (BEGIN if bootstrap else WAIT) and why
+    answers_nothing = outcome in (NoAnswer.GONE, NoAnswer.SILENT)
+    assert step is (BEGIN if bootstrap and answers_nothing else WAIT) and why
 
 
 def test_a_peer_that_has_state_is_never_overridden() -> None:

@@ -207,8 +207,8 @@ def _stats(node: Any) -> Fields:
     yield "sync_partial_err", 0
     yield "expired_keys", 0
     yield "evicted_keys", 0
-    yield "keyspace_hits", stats.granted
-    yield "keyspace_misses", stats.refused
+    yield "keyspace_hits", node.replica.granted_count
+    yield "keyspace_misses", node.replica.refused_count
     yield "pubsub_channels", 0
     yield "pubsub_patterns", 0
     yield "latest_fork_usec", 0
@@ -260,7 +260,7 @@ def _replication(node: Any) -> Fields:
     yield "repl_backlog_size", limits.BACKLOG_BYTES_MAX
     yield "repl_backlog_first_byte_offset", backlog.first_offset if backlog else 0
     yield "repl_backlog_histlen", backlog.size_bytes if backlog else 0
-    yield "holdfast_mode", replica.mode
+    yield "holdfast_mode", node.pairing.mode
     yield "holdfast_epoch", replica.view.epoch
     yield "holdfast_primary", replica.view.primary
     yield "holdfast_members", ",".join(replica.view.members)
@@ -320,13 +320,13 @@ def _locks(node: Any) -> Fields:
     yield "locks_held", len(held)
     yield "locks_waiters", 0
     yield "locks_longest_hold_ms", now_ms - oldest_ms
-    yield "locks_granted_total", node.stats.granted
-    yield "locks_denied_total", node.stats.refused
+    yield "locks_granted_total", replica.granted_count
+    yield "locks_denied_total", replica.refused_count
     # No fencing token above this has been given: tokens are offsets.
     yield "locks_fence_last", replica.state.offset
     yield "locks_reply_retention_ms", replica.state.replies.retention_ms(now_ms)
     yield "pair_epoch", replica.view.epoch
-    yield "pair_in_sync", int(replica.mode == "paired")
+    yield "pair_in_sync", int(node.pairing.mode == "paired")
     yield "pair_held_back_bytes", replica.held_back_bytes
 
 

@@ -51,11 +51,7 @@ def lock(connection: Connection, argv: list[bytes]) -> bytes | None:
     answer = node.replica.request(kind, name, reqid, owner)
     if answer.__class__ is not int:
         return _refuse(connection, answer)
-    if answer:
-        node.stats.granted += 1
-        return b":%d\r\n" % answer
-    node.stats.refused += 1
-    return encoder.ZERO
+    return b":%d\r\n" % answer if answer else encoder.ZERO
 
 
 @command(
@@ -96,7 +92,7 @@ def unlock(connection: Connection, argv: list[bytes]) -> bytes | None:
     key_position=1,
     arguments=(_NAME,),
 )
-def inspect(connection: Connection, argv: list[bytes]) -> bytes:
+def inspect(connection: Connection, argv: list[bytes]) -> bytes | None:
     """``INSPECT name``: a map."""
     if len(argv) != 2:
         return connection.error(wrong_arity(COMMANDS["inspect"]))
@@ -104,6 +100,9 @@ def inspect(connection: Connection, argv: list[bytes]) -> bytes:
     if not 0 < len(name) <= NAME_BYTES_MAX:
         return connection.error(_bad_length(name, b"-"))
     replica = connection.node.replica
+    if replica.overflows:
+        connection.refuse(_REFUSALS[Refused.TRY_AGAIN])
+        return None
     grant = replica.state.locks.held.get(name)
     shown: dict[str, object] = {"state": "free", "owner": None, "fencing_token": 0, "held_ms": 0}
     if grant is not None:

@@ -6,6 +6,7 @@ port``; see ``core/stream.py`` for what follows on the connection after JOIN.
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 from ...resp import encoder
@@ -14,6 +15,9 @@ from .table import command
 
 if TYPE_CHECKING:
     from ..connection import Connection
+
+_INCARNATION = re.compile(rb"[0-9A-Za-z]{1,64}")
+_NUMBER = re.compile(rb"[0-9]{1,18}")
 
 
 @command(
@@ -34,7 +38,7 @@ def peer(connection: Connection, argv: list[bytes]) -> bytes | None:
     verb, rest = argv[1].upper(), argv[3:]
     if verb == b"ASK" and not rest:
         return encode_answer(pairing.replica.answer())
-    if len(rest) == 2 and rest[1].isdigit() and len(rest[1]) < 19 and rest[0].isalnum():
+    if len(rest) == 2 and _INCARNATION.fullmatch(rest[0]) and _NUMBER.fullmatch(rest[1]):
         incarnation, number = rest[0].decode("ascii"), int(rest[1])
         if verb == b"PROPOSE":
             return encode_answer(pairing.proposal_from_peer(incarnation, number))

@@ -55,7 +55,7 @@ def role(connection: Connection, argv: list[bytes]) -> bytes:
 
 def link_state(node: Any) -> str:
     """A backup's link to its primary, in Redis' words."""
-    if node.pairing.link is None:
+    if not node.pairing.link_is_up:
         return "connect"
     return "connected" if node.replica.synced else "sync"
 

@@ -6,6 +6,7 @@ F1  A peer that answers at all decides. A serving primary never accepts: "re-att
     backup accepts its primary's proposal, and from then on may bypass nobody until it is a member
     again.
 F2  A peer that answers under another incarnation is not the one we knew: that one is dead.
+    An answer that cannot be understood, or a question that could not be asked, bypasses nobody.
 F3  A peer that is gone (connection refused) is bypassed at once, a silent one only when it has
     been silent for its time-out.
 F4  A node whose own loop stood still for about its peer's time-out may have been bypassed itself.
@@ -42,6 +43,7 @@ class Answer(NamedTuple):
     standing: Standing
     accepted: bool
     view: View
+    has_backup: bool = False  # a primary that takes no other one
 
 
 class NoAnswer(Enum):
@@ -49,6 +51,8 @@ class NoAnswer(Enum):
 
     GONE = "gone"  # connection refused: there is no process
     SILENT = "silent"  # nothing came back in time
+    STRANGER = "answering, but not as a Holdfast node of this version"
+    UNASKED = "not to be asked (no name service, or no file descriptor left here)"
 
 
 class Verdict(Enum):
@@ -87,11 +91,13 @@ def judge(
         return Verdict.BYPASS, "its process is another one now"
     if stalled:
         return Verdict.WAIT, f"it is {outcome.value}, and this node itself stood still"
+    if outcome in (NoAnswer.STRANGER, NoAnswer.UNASKED):
+        return Verdict.WAIT, f"it is {outcome.value}"
     if outcome is NoAnswer.GONE:
         return Verdict.BYPASS, "its process is gone"
     if silent_ms >= timeout_ms:
-        return Verdict.BYPASS, f"silent for {silent_ms} ms, the limit is {timeout_ms} ms"
-    return Verdict.WAIT, f"silent for {silent_ms} ms, the limit is {timeout_ms} ms"
+        return Verdict.BYPASS, f"{outcome.value} for {silent_ms} ms, the limit is {timeout_ms} ms"
+    return Verdict.WAIT, f"{outcome.value} for {silent_ms} ms, the limit is {timeout_ms} ms"
 
 
 class Step(Enum):
@@ -111,7 +117,7 @@ def step_of_empty_node(
     started with ``--backup``; ``bootstrap``: it overrides silence, never a peer that has state.
     """
     if isinstance(outcome, NoAnswer):
-        if bootstrap:
+        if bootstrap and outcome in (NoAnswer.GONE, NoAnswer.SILENT):
             return Step.BEGIN, f"the peer is {outcome.value}, --bootstrap was given"
         return Step.WAIT, f"the peer is {outcome.value}; an empty node does not serve on its own"
     match outcome.standing:

@@ -60,15 +60,25 @@ SNAPSHOT_ITEMS_PER_SLICE = 500
 
 BLOCKED_MAX_MS = 10_000
 """A reply held back for longer has its connection closed: the client asks elsewhere, with the
-same request id. Longer than either peer time-out can reasonably be set for a live pair."""
+same request id. (With a peer time-out above this, clients are sent away before it ends.)"""
 
-STALL_DIVISOR = 2
-"""A loop that stood still for the peer's time-out divided by this may have been bypassed."""
+STALL_SHARE = 0.75
+"""A loop that stood still for this share of its peer's time-out may have been bypassed."""
 
 # -- connections ------------------------------------------------------------------------------
 
 CONNECTIONS_MAX = 10_000
 """Clients at a time, as in Redis (``maxclients``)."""
+
+CONNECTIONS_FOR_PEER_MAX = 16
+"""Connections beyond ``maxclients`` that may say PEER, and nothing else: the other node must get
+through to a node that is full of clients."""
+
+CONNECTIONS_FOR_PEER_MS = 300
+"""How long such a connection may take to say it."""
+
+DESCRIPTORS_MAX = CONNECTIONS_MAX + 256
+"""File descriptors that the process asks for at its start, as far as the system allows it."""
 
 RECEIVE_BYTES = 16 * 1024
 """Bytes taken from a client's socket at a time, as in Redis: five hundred requests, which is a
@@ -83,7 +93,9 @@ OUTPUT_BYTES_MAX = 32 * 1024 * 1024
 sent before the first reply is read; beyond it the client is dropped."""
 
 PENDING_REQUESTS_MAX = 4_096
-"""Requests decoded behind a command that waits; beyond it the connection is not read."""
+PENDING_BYTES_MAX = 1024 * 1024
+"""Requests read behind a command that waits, and their bytes; beyond either the connection is not
+read."""
 
 TURN_BUDGET_NS = 5_000_000
 """Time that one connection may take in one turn; the rest of its pipeline runs in the next."""

@@ -99,12 +99,15 @@ class Replica:
         self.heard_of_history = False
         self.stalled = False  # F4 of failover.py
         self.stalls = 0  # how often
+        self.granted_count = 0  # locks granted and refused here, repeats not counted
+        self.refused_count = 0
         # As primary:
         self.phase = Phase.NONE
         self.backup = ""  # incarnation of the attached (or lost, undecided) backup
         self.holding = False  # whether replies that depend on the state are held back
         self.held_back: deque[HeldBack] = deque()
         self.held_back_bytes = 0
+        self.overflows = False  # too much is held back: only repeats are answered
         self.blocked = False  # the backup is lost, and it is not decided yet who goes on
         self.outbound: stream.Outbound | None = None
         self._frame = 0  # goes on over all backups
@@ -155,13 +158,18 @@ class Replica:
         known = state.replies.recall(command, name, reqid)
         if known is not None:
             return known
-        if state.offset >= self._offset_limit:
+        if state.offset >= self._offset_limit or self.overflows:
             return Refused.TRY_AGAIN
         if self._no_grants is not None and command == LOCK:
             return self._no_grants
         if not self._first_offset:
             self._open_batch()
         answer = state.apply(kind, name, reqid, owner, argument)
+        if command == LOCK:
+            if answer:
+                self.granted_count += 1
+            else:
+                self.refused_count += 1
         if self.outbound is not None:
             self._kinds.append(kind)
             if kind == command:
@@ -176,6 +184,7 @@ class Replica:
         frame = (self.outbound.frame if self.outbound else self._frame) + 1
         self.held_back.append((frame, self._now_ms, replies, size_bytes))
         self.held_back_bytes += size_bytes
+        self.overflows = self.held_back_bytes > limits.HELD_BACK_BYTES_MAX
         self._beat_wanted = True
 
     def end_turn(self, room_bytes: int = limits.CATCH_UP_BYTES_PER_TURN) -> bytes:
@@ -232,6 +241,7 @@ class Replica:
             _, _, replies, size_bytes = held_back.popleft()
             self.held_back_bytes -= size_bytes
             turns.append(replies)
+        self.overflows = self.held_back_bytes > limits.HELD_BACK_BYTES_MAX
         if len(turns) == 1:
             return turns[0]
         return [reply for replies in turns for reply in replies]
@@ -378,6 +388,7 @@ class Replica:
             _, _, replies, size_bytes = self.held_back.popleft()
             self.held_back_bytes -= size_bytes
             overdue += replies
+        self.overflows = self.held_back_bytes > limits.HELD_BACK_BYTES_MAX
         return overdue
 
     def go_alone(self, view: View) -> Replies:
@@ -403,6 +414,7 @@ class Replica:
         released = [reply for _, _, replies, _ in self.held_back for reply in replies]
         self.held_back.clear()
         self.held_back_bytes = 0
+        self.overflows = False
         return released
 
     def note_stall(self) -> None:
@@ -415,12 +427,15 @@ class Replica:
 
     # -- the backup ------------------------------------------------------------------------------
 
-    def load(self, epoch: int, primary: str, header: snapshot.Header) -> None:
-        """A snapshot begins: drop what is here (C6: under the incarnation it joined with)."""
+    def load(
+        self, epoch: int, primary: str, header: snapshot.Header, incarnation: str = ""
+    ) -> None:
+        """A snapshot begins: drop what is here, and be ``incarnation``, as which it joined (C6)."""
         assert self.role is not Role.PRIMARY
-        if epoch < self.view.epoch:
+        if self.synced and epoch < self.view.epoch:
             raise StaleStream(f"snapshot of epoch {epoch}, here is {self.view.epoch}")
         self.role = Role.BACKUP
+        self.incarnation = incarnation or self.incarnation
         self.heard_of_history = True
         self.synced = False
         self.may_promote_itself = False
@@ -502,14 +517,16 @@ class Replica:
 
     # -- changes of role: one function each ------------------------------------------------------
 
-    def begin_history(self, history: str, wall_clock_us: int) -> None:
-        """EMPTY to PRIMARY: the first primary of a new history (the caller has made sure, F5)."""
+    def begin_history(self, history: str, wall_clock_us: int, after_epoch: int = 0) -> None:
+        """EMPTY to PRIMARY: the first primary of a new history (the caller has made sure, F5), in
+        an epoch above ``after_epoch`` and any that this node has seen."""
         assert self.role is Role.EMPTY, self.role
+        epoch = max(after_epoch, self.view.epoch) + 1
         self.role = Role.PRIMARY
         self.heard_of_history = True
-        self.view = View(1, self.incarnation, (self.incarnation,))
+        self.view = View(epoch, self.incarnation, (self.incarnation,))
         self._clock_offset_ms = 0
-        self.state = State(history, wall_clock_us, 1, self._now_ms)
+        self.state = State(history, wall_clock_us, epoch, self._now_ms)
 
     @property
     def is_member(self) -> bool:
@@ -574,7 +591,8 @@ class Replica:
         if accepted:
             self.view = View(epoch, proposer, (proposer,))
             self.may_promote_itself = False
-        return Answer(self.incarnation, self._standing(), accepted, self.view)
+        has_backup = self.phase is not Phase.NONE
+        return Answer(self.incarnation, self._standing(), accepted, self.view, has_backup)
 
     def _standing(self) -> Standing:
         if self.role is Role.PRIMARY:

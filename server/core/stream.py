@@ -120,19 +120,25 @@ def encode_answer(answer: Answer) -> bytes:
             view.epoch,
             view.primary,
             ",".join(view.members),
+            int(answer.has_backup),
         )
     )
 
 
 def decode_answer(answer: Any) -> Answer:
     """Read it back. Raises ValueError."""
-    if not isinstance(answer, list) or len(answer) != 7 or answer[0] != PROTOCOL_VERSION:
+    if (
+        not isinstance(answer, list)
+        or len(answer) != 8
+        or not all(isinstance(field, bytes) for field in answer)
+        or answer[0] != PROTOCOL_VERSION
+    ):
         raise ValueError(f"not a Holdfast node of this version: {answer!r}")
-    incarnation, standing, accepted, epoch, primary, members = (
+    incarnation, standing, accepted, epoch, primary, members, has_backup = (
         field.decode() for field in answer[1:]
     )
     view = View(int(epoch), primary, tuple(filter(None, members.split(","))))
-    return Answer(incarnation, Standing(standing), accepted == "1", view)
+    return Answer(incarnation, Standing(standing), accepted == "1", view, has_backup == "1")
 
 
 class Sent(NamedTuple):
