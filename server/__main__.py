@@ -141,7 +141,6 @@ def _serve(given: argparse.Namespace) -> int:
         node.start()
     except (OSError, UnicodeError) as error:  # UnicodeError: a host that is no name at all
         return _fail(explain_bind_error(error, config.bind, config.port, "--port"))
-    log.set_label(node.port)
     _log.debug("configuration: %s", config)
     return int(node.run())
 

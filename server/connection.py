@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+_MINUS = ord("-")  # what an error begins with
 _WRITES_PER_TURN = 64
 _PENDING_AT_A_TIME = 512
 _FULL = encoder.error("ERR max number of clients reached")
@@ -205,6 +206,8 @@ class Connection:
             reply = command.handler(self, argv)
             if reply is not None:
                 queue.append(reply)
+                if reply[0] == _MINUS:
+                    self._count_error(command, reply)
             elif self.paused:
                 break
         if command is not None:
@@ -266,10 +269,8 @@ class Connection:
             if spent > node.slow_ns:
                 node.note_slow(self, argv, spent)
             waits = command.depends_on_state and node.replica.holding
-        if reply is not None and reply[0] == 45:  # "-"
-            node.stats.count_error(reply)
-            if command is not None:
-                command.failed_calls += 1
+        if reply is not None and reply[0] == _MINUS:
+            self._count_error(command, reply)
         node.turn_spent_ns += perf_counter_ns() - started
         return reply, waits
 
@@ -287,7 +288,8 @@ class Connection:
                 self._leave(requests[position - 1 :])
                 return
             if silent == "multi":
-                self.reply(self.error(_BEHIND_MULTI))
+                self._count_error(None, _BEHIND_MULTI)
+                self.reply(_BEHIND_MULTI)
                 if argv[0].lower() in (b"exec", b"discard"):
                     self.silent = ""
                     self._leave(requests[position:])
@@ -376,10 +378,10 @@ class Connection:
         else:
             self.reply(data)
 
-    def error(self, reply: bytes) -> bytes:
-        """Count an error reply of a hot command, and hand it back."""
+    def _count_error(self, command: Command | None, reply: bytes) -> None:
         self.node.stats.count_error(reply)
-        return reply
+        if command is not None:
+            command.failed_calls += 1
 
     def refuse(self, error: bytes) -> None:
         """Queue an error that neither depends on the state nor waits for the backup. None: what a

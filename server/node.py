@@ -99,6 +99,7 @@ class Node:
         except BaseException:
             self._close_listeners()
             raise
+        log_setup.set_label(self.port)  # the real one, of --port 0
         for listener in self._listeners:
             log.info("listening on %s", format_address((listener.host, listener.port)))
         self._watch()

@@ -42,11 +42,11 @@ def lock(connection: Connection, argv: list[bytes]) -> bytes | None:
     if len(argv) != 3:
         owner, problem = _option(argv, b"OWNER")
         if problem:
-            return connection.error(problem)
+            return problem
         kind = LOCK_WITH
     _, name, reqid = argv[:3]
     if not 0 < len(name) <= NAME_BYTES_MAX or not 0 < len(reqid) <= NAME_BYTES_MAX:
-        return connection.error(_bad_length(name, reqid))
+        return _bad_length(name, reqid)
     node = connection.node
     answer = node.replica.request(kind, name, reqid, owner)
     if answer.__class__ is not int:
@@ -71,11 +71,11 @@ def unlock(connection: Connection, argv: list[bytes]) -> bytes | None:
         undone, problem = _option(argv, b"REQUEST")
         problem = problem or _undo_problem(argv[2], undone)
         if problem:
-            return connection.error(problem)
+            return problem
         kind = UNDO
     _, name, reqid = argv[:3]
     if not 0 < len(name) <= NAME_BYTES_MAX or not 0 < len(reqid) <= NAME_BYTES_MAX:
-        return connection.error(_bad_length(name, reqid))
+        return _bad_length(name, reqid)
     answer = connection.node.replica.request(kind, name, reqid, b"", undone)
     if answer.__class__ is not int:
         return _refuse(connection, answer)
@@ -95,10 +95,10 @@ def unlock(connection: Connection, argv: list[bytes]) -> bytes | None:
 def inspect(connection: Connection, argv: list[bytes]) -> bytes | None:
     """``INSPECT name``: a map."""
     if len(argv) != 2:
-        return connection.error(wrong_arity(COMMANDS["inspect"]))
+        return wrong_arity(COMMANDS["inspect"])
     name = argv[1]
     if not 0 < len(name) <= NAME_BYTES_MAX:
-        return connection.error(_bad_length(name, b"-"))
+        return _bad_length(name, b"-")
     replica = connection.node.replica
     if replica.overflows:
         connection.refuse(_REFUSALS[Refused.TRY_AGAIN])
@@ -122,7 +122,7 @@ def _refuse(connection: Connection, refused: object) -> bytes | None:
     if refused in _AT_ONCE:
         connection.refuse(reply)
         return None
-    return connection.error(reply)
+    return reply
 
 
 def _option(argv: list[bytes], known: bytes) -> tuple[bytes, bytes]:
