@@ -32,6 +32,8 @@ help:  ## this list
 	@sed -n 's/^\([a-z][a-z]*\):.*##  */\1|/p' $(firstword $(MAKEFILE_LIST)) \
 	| while IFS='|' read -r name text; do printf '  make %-6s %s\n' "$$name" "$$text"; done
 
+# So that an error about a port names what was typed here.
+run: export HOLDFAST_MAKE = 1
 run: $(VENV)/installed-run  ## start a primary (PORT=6379) and a backup (BACKUP_PORT=6380); Ctrl-C stops
 	@exec $(BIN)/holdfast pair $(if $(PORT),--port $(PORT)) \
 		$(if $(BACKUP_PORT),--backup-port $(BACKUP_PORT)) $(ARGS)
@@ -44,17 +46,17 @@ soak: $(VENV)/installed-test  ## the tests with a random part, many more rounds 
 		tests/test_live_crash.py $(ARGS)
 
 check: $(VENV)/installed-check .types/holdfast  ## format, lint, types, import graph
-	$(BIN)/ruff format --check .
-	$(BIN)/ruff check .
-	$(BIN)/mypy -p holdfast
-	$(BIN)/lint-imports
+	@status=0; \
+	for step in 'ruff format --check .' 'ruff check .' 'mypy -p holdfast' lint-imports; do \
+		echo "$$step"; $(BIN)/$$step || status=1; \
+	done; exit $$status
 
 bench: $(VENV)/installed-bench  ## compare with a local redis-server (ARGS goes to the benchmark)
 	@exec $(BIN)/python -m benchmarks $(ARGS)
 
 clean:  ## remove .venv, build products and caches
 	rm -rf $(VENV) .types build dist *.egg-info
-	rm -rf .pytest_cache .hypothesis .mypy_cache .ruff_cache .import_linter_cache
+	rm -rf .cache .pytest_cache .hypothesis .mypy_cache .ruff_cache .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # mypy takes package names from folder names: it sees the root under its name through this link.

@@ -18,7 +18,8 @@ from typing import Any
 
 import pytest
 
-LOAD = Path(__file__).resolve().parent.parent / "benchmarks" / "load.py"
+ROOT = Path(__file__).resolve().parent.parent
+LOAD = ROOT / "benchmarks" / "load.py"
 START_MAX_S = 10.0
 AS_HOLDFAST = ("--rename-command", "SETNX", "LOCK", "--rename-command", "DEL", "UNLOCK")
 PIPELINE = 4
@@ -113,6 +114,20 @@ def test_load_generator_counts_as_many_operations_as_the_server(
     assert 0 < result["operations_count"] < result["operations_total_count"]
     assert result["operations_count"] % PIPELINE == 0
     assert 0 < result["p50_ms"] <= result["p99_ms"]
+
+
+def test_the_benchmark_measures_a_real_holdfast(tmp_path: Path) -> None:
+    """One short cell, all the way to the written results."""
+    command = [sys.executable, "-m", "benchmarks", "--rounds", "1", "--seconds", "0.2"]
+    command += ["--modes", "primary-only", "--connections", "4", "--pipelines", "1"]
+    command += ["--no-crosscheck", "--directory", str(tmp_path), "--name", "smoke"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=90)
+    assert done.returncode == 0, done.stdout + done.stderr
+    results = json.loads((tmp_path / "smoke.json").read_text())
+    assert results["failures"] == []
+    ((runs,),) = [cell["rounds"] for cell in results["cells"]]
+    assert all(runs[side]["operations_count"] > 0 for side in ("holdfast", "redis"))
+    assert (tmp_path / "smoke.md").read_text()
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import errno
 import os
 import queue
 import re
+import shlex
 import signal
 import socket
 import subprocess
@@ -151,8 +152,9 @@ def is_running(pid: int) -> bool:
 def test_version_is_the_one_of_the_package() -> None:
     import holdfast
 
-    done = run("version")
-    assert (done.returncode, done.stdout) == (0, f"holdfast {holdfast.__version__}\n")
+    for words in ("version", "--version"):
+        done = run(words)
+        assert (done.returncode, done.stdout) == (0, f"holdfast {holdfast.__version__}\n")
 
 
 def test_help_shows_the_commands_and_how_to_begin() -> None:
@@ -160,6 +162,12 @@ def test_help_shows_the_commands_and_how_to_begin() -> None:
     assert done.returncode == 0
     for words in ("serve", "pair", "version", "redis-cli -p 6379 LOCK a r1"):
         assert words in done.stdout
+
+
+def test_without_a_command_there_is_the_help() -> None:
+    done = run()
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == run("--help").stdout
 
 
 DEFAULTS_SHOWN = {
@@ -195,7 +203,7 @@ def test_help_of_a_command_shows_every_flag_its_variable_and_its_default(
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        ([], "COMMAND"),
+        (["--prot"], "--prot"),
         (["sevre"], "sevre"),
         (["serve", "--prot", "1"], "--prot"),
         (["serve", "--por", "1"], "--por"),
@@ -211,6 +219,14 @@ def test_help_of_a_command_shows_every_flag_its_variable_and_its_default(
         (["pair", "--port", "6380"], "--port and --backup-port are both 6380"),
         (["pair", "--promotion-timeout-ms", "1"], "--promotion-timeout-ms must be from 100"),
         (["pair", "--bind", "::1", "--bind", "::1"], "--bind names the same address twice"),
+        (
+            ["serve", "--bind", "127.0.0.1", "--bind", "127.1"],
+            "--bind 127.0.0.1 and --bind 127.1 are the same address, 127.0.0.1",
+        ),
+        (
+            ["pair", "--bind", "127.0.0.1", "0.0.0.0"],
+            "--bind 0.0.0.0 takes in --bind 127.0.0.1",
+        ),
     ],
 )
 def test_a_wrong_command_line_is_refused_with_what_is_wrong(
@@ -221,19 +237,34 @@ def test_a_wrong_command_line_is_refused_with_what_is_wrong(
     assert done.stdout == ""
     message, advice = done.stderr.splitlines()
     assert says in message
-    assert advice.startswith("Try 'holdfast") and advice.endswith("--help'.")
+    program = " ".join(["holdfast", *(name for name in arguments if name in ("serve", "pair"))])
+    assert advice == f"Try '{program} --help'."
 
 
 def test_a_bad_variable_is_named() -> None:
     done = run("serve", HOLDFAST_PORT="abc")
     assert done.returncode == 2
-    assert "HOLDFAST_PORT: 'abc' is not a whole number" in done.stderr
+    assert "HOLDFAST_PORT: 'abc' is not a whole number\n" in done.stderr
 
 
 def test_a_variable_that_does_not_fit_a_flag_is_named() -> None:
-    done = run("serve", "--backup", "h:1", HOLDFAST_REPLICAOF="h:2")
+    at_fault, not_at_fault = {"HOLDFAST_REPLICAOF": "h:2"}, {"HOLDFAST_BACKUP_TIMEOUT_MS": "500"}
+    done = run("serve", "--backup", "h:1", **at_fault, **not_at_fault)
     assert done.returncode == 2
     assert "(from the environment: HOLDFAST_REPLICAOF)" in done.stderr
+
+
+@pytest.mark.parametrize("name", ["serve", "pair"])
+def test_a_misspelt_variable_is_named_with_what_it_may_have_meant(
+    name: str, taken_port: int
+) -> None:
+    done = run(name, "--port", str(taken_port), HOLDFAST_BAKCUP_PORT="7002", HOLDFAST_MAKE="")
+    warning, error = done.stderr.splitlines()
+    assert LOG_LINE.fullmatch(warning)
+    assert warning.endswith(
+        "HOLDFAST_BAKCUP_PORT is ignored, no flag has it; the nearest is HOLDFAST_BACKUP_PORT"
+    )
+    assert "is in use" in error
 
 
 @pytest.mark.parametrize("name", ["serve", "pair"])
@@ -264,6 +295,12 @@ def test_a_pair_names_the_port_in_use_and_its_flag(taken_port: int, flag: str) -
         f"holdfast: port {taken_port} on 127.0.0.1 is in use; choose another with {flag}, "
         "or stop what listens there\n"
     )
+
+
+def test_under_make_a_port_in_use_is_changed_as_make_wants_it(taken_port: int) -> None:
+    done = run("pair", "--port", str(taken_port), HOLDFAST_MAKE="1")
+    assert done.returncode == 1
+    assert "choose another with 'make run PORT=... BACKUP_PORT=...'" in done.stderr
 
 
 @pytest.mark.parametrize("bind", ["no-such-host.invalid", "a..b", "192.0.2.1"])
@@ -298,6 +335,18 @@ def test_a_node_serves_until_a_signal_and_stops_orderly(
     assert ask(port, "PING") == b"+PONG\r\n"
     assert node.end(signum) == 0
     assert all(LOG_LINE.fullmatch(line) for line in node.lines), node.lines
+
+
+def test_a_node_on_any_free_port_is_called_by_that_port_in_its_log(
+    start: Callable[..., Running],
+) -> None:
+    node = start("serve", "--port", "0", "--log-level", "debug")
+    port = listening_port(node)
+    node.line_with(rf" {port} debug configuration: ")
+    assert ask(port, "PING") == b"+PONG\r\n"
+    node.process.send_signal(signal.SIGTERM)
+    node.line_with(rf" {port} info  stopped$")
+    assert node.end() == 0
 
 
 def test_a_variable_stands_for_its_flag(start: Callable[..., Running]) -> None:
@@ -340,7 +389,10 @@ class Pair:
             int(self.running.line_with(rf"{name} \S+ is process (\d+)")[1])
             for name in ("primary", "backup")
         ]
-        self.running.line_with("^Holdfast: primary on")
+        said = self.running.line_with(
+            r"^Holdfast: primary on \S+ \(process (\d+)\), backup on \S+ \(process (\d+)\)"
+        )
+        assert [int(pid) for pid in said.groups()] == self.pids
 
     def gone(self) -> bool:
         return not any(is_running(pid) for pid in self.pids)
@@ -352,6 +404,9 @@ def test_a_pair_says_how_to_connect_and_stops_both_on_a_signal(
 ) -> None:
     both = Pair(start)
     both.running.line_with(f"redis-cli -p {both.port} LOCK a r1")
+    both.running.line_with(rf"kill -9 {both.pids[0]} ")
+    if sys.prefix != sys.base_prefix:
+        both.running.line_with(rf"\. '?{re.escape(sys.prefix)}/bin/activate")
     both.running.line_with(rf"redis://127\.0\.0\.1:{both.port}.*:{both.backup_port}")
     assert int(ask(both.port, "LOCK a r1")[1:]) > 0
     assert both.running.end(signum) == 0
@@ -391,7 +446,7 @@ def test_a_pair_goes_on_with_the_backup_and_ends_with_it(
     )
     assert int(ask(both.backup_port, "LOCK a r1")[1:]) > 0
     os.kill(both.pids[1], signal.SIGKILL)
-    both.running.line_with("no node is left")
+    both.running.line_with("no node of this pair is left")
     assert both.running.end() == 1
 
 
@@ -405,6 +460,32 @@ def test_a_pair_goes_on_with_the_primary(start: Callable[..., Running]) -> None:
     assert int(ask(both.port, "LOCK a r1")[1:]) > 0
     assert both.running.end(signal.SIGINT) == 0
     assert both.gone()
+
+
+@pytest.mark.parametrize(("dead", "left"), [(0, 1), (1, 0)])
+def test_a_node_that_died_joins_again_when_started_as_the_pair_says(
+    start: Callable[..., Running], dead: int, left: int
+) -> None:
+    both = Pair(start)
+    ports = [both.port, both.backup_port]
+    os.kill(both.pids[dead], signal.SIGKILL)
+    told = both.running.line_with(r"died .* serves alone.* To start it again: (.*)$")[1]
+    program, *arguments = shlex.split(told)
+    assert [program, *arguments[:3]] == command("serve")
+    again = start(*arguments[2:])
+    again.line_with(f"listening on .*:{ports[dead]}")
+    eventually(
+        lambda: b"connected_slaves:1" in ask(ports[left], "INFO replication"), "it joins again"
+    )
+    assert int(ask(ports[left], "LOCK a r1")[1:]) > 0
+
+
+def test_a_node_of_a_pair_that_was_stopped_has_not_died(start: Callable[..., Running]) -> None:
+    both = Pair(start)
+    os.kill(both.pids[1], signal.SIGTERM)
+    both.running.line_with(
+        rf"warning backup 127\.0\.0\.1:{both.backup_port} stopped \(exit code 0\); "
+    )
 
 
 def test_a_pair_with_manual_failover_says_how_to_promote(

@@ -10,7 +10,7 @@ from dataclasses import FrozenInstanceError
 import pytest
 
 from holdfast.server import flags, log
-from holdfast.server.config import Address, Config, ConfigError, dialled_host
+from holdfast.server.config import Address, Config, ConfigError, check_distinct, dialled_host
 
 
 @pytest.mark.parametrize(
@@ -169,9 +169,46 @@ def test_a_switch_reads_yes_and_no(text: str, value: bool) -> None:
     assert values["bootstrap"] is value
 
 
-def test_several_addresses_come_from_one_variable() -> None:
-    values = flags.resolve(flags.SERVE_FLAGS, _given(), {"HOLDFAST_BIND": "127.0.0.1, ::1"})
+@pytest.mark.parametrize("text", ["127.0.0.1, ::1", "127.0.0.1,::1", " 127.0.0.1  ::1 "])
+def test_several_addresses_come_from_one_variable(text: str) -> None:
+    values = flags.resolve(flags.SERVE_FLAGS, _given(), {"HOLDFAST_BIND": text})
     assert values["bind"] == ("127.0.0.1", "::1")
+
+
+@pytest.mark.parametrize(
+    ("bind", "says"),
+    [
+        (("localhost", "LOCALHOST"), "--bind localhost and --bind LOCALHOST are the same address"),
+        (("::1", "0:0::1"), "--bind ::1 and --bind 0:0::1 are the same address, ::1"),
+        (("127.0.0.1", "0.0.0.0"), "--bind 0.0.0.0 takes in --bind 127.0.0.1"),
+        (("::", "::1"), "--bind :: takes in --bind ::1"),
+    ],
+)
+def test_addresses_that_exclude_each_other_are_refused(bind: tuple[str, ...], says: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(says)):
+        check_distinct(bind)
+
+
+@pytest.mark.parametrize(
+    "bind", [("127.0.0.1", "::1"), ("0.0.0.0", "::"), ("127.0.0.1", "a..b"), ("localhost",)]
+)
+def test_addresses_that_may_be_bound_together_pass(bind: tuple[str, ...]) -> None:
+    check_distinct(bind)
+
+
+def test_only_a_variable_whose_flag_an_error_names_is_blamed() -> None:
+    environ = {"HOLDFAST_BACKUP": "h:1", "HOLDFAST_BACKUP_TIMEOUT_MS": "5", "HOLDFAST_PORT": "1"}
+    text = "--backup-timeout-ms must be from 100 to 600000, not 5"
+    blamed = flags.from_environment(flags.SERVE_FLAGS, _given(), text, environ)
+    assert blamed == ["HOLDFAST_BACKUP_TIMEOUT_MS"]
+
+
+def test_a_variable_that_no_flag_has_is_warned_of() -> None:
+    environ = {"HOLDFAST_PROT": "1", "HOLDFAST_PORT": "1", "HOLDFAST_BACKUP_PORT": "2", "PROT": "1"}
+    quiet = {"HOLDFAST_FAILOVRE": "", "HOLDFAST_TEST_SEED": "1", flags.MAKE_VARIABLE: "1"}
+    assert flags.unknown_variables({**environ, **quiet}) == [
+        "HOLDFAST_PROT is ignored, no flag has it; the nearest is HOLDFAST_PORT"
+    ]
 
 
 def test_values_survive_the_way_over_a_command_line() -> None:

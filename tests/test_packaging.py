@@ -166,7 +166,7 @@ def write_python(folder: Path, without: str) -> Path:
 def test_make_alone_lists_its_targets(fresh: Path) -> None:
     done = make(fresh)
     assert done.returncode == 0
-    for target in ("run", "test", "check", "bench", "clean", "help"):
+    for target in ("run", "test", "soak", "check", "bench", "clean", "help"):
         assert f"make {target} " in done.stdout
 
 
@@ -181,6 +181,28 @@ def test_a_python_that_will_not_do_is_one_clear_line(fresh: Path, without: str, 
     assert says in first
     assert all(line.startswith("make") for line in others)
     assert not (fresh / ".venv").exists()
+
+
+@needs_make
+def test_make_check_runs_every_step_and_fails_at_the_end(fresh: Path) -> None:
+    binaries = fresh / ".venv" / "bin"
+    binaries.mkdir(parents=True)
+    (binaries / "python").symlink_to(sys.executable)
+    for name, code in (("ruff", 1), ("mypy", 0), ("lint-imports", 0)):
+        tool = binaries / name
+        tool.write_text(f'#!/bin/sh\necho "ran {name} $*"\nexit {code}\n')
+        tool.chmod(0o755)
+    (fresh / ".venv" / "installed-run").write_text(f"{fresh.resolve()}\n")
+    (fresh / ".venv" / "installed-check").touch()
+    done = make(fresh, "check")
+    assert done.returncode != 0
+    ran = [line for line in done.stdout.splitlines() if line.startswith("ran ")]
+    assert ran == [
+        "ran ruff format --check .",
+        "ran ruff check .",
+        "ran mypy -p holdfast",
+        "ran lint-imports ",
+    ]
 
 
 @needs_make
