@@ -9,7 +9,7 @@ from harness.alone import alone, info_of
 from harness.processes import Cluster, Node, wait_until
 from harness.wire import ReplyError
 
-# The fields of section 7.2 that mean something on a node of this version.
+# Fields that monitoring reads and that mean something on a node of this version.
 WANTED = """
     redis_version redis_mode os process_id run_id tcp_port uptime_in_seconds server_name
     holdfast_version connected_clients blocked_clients maxclients clients_in_timeout_table

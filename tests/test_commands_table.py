@@ -16,7 +16,7 @@ commands.load()
 ALL = [
     each for parent in table.COMMANDS.values() for each in (parent, *parent.subcommands.values())
 ]
-# What the issue that introduced them asks for, and nothing else.
+# The commands there are to be, and no others.
 WANTED = """
     ping echo hello auth select quit reset time dbsize command client config info slowlog role
     replicaof slaveof wait shutdown debug lock unlock inspect

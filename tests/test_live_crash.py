@@ -83,6 +83,8 @@ def crash(cluster: Cluster, rng: random.Random) -> tuple[float, list[Op]]:
             for number, clerk in enumerate(clerks)
         ]
     )
+    # On a busy machine the threads may need longer than that to begin.
+    wait_until(history.has_succeeded, "a first success", cluster.nodes)
     time.sleep(0.05 + rng.random() * 0.3)
     killed_s = primary.kill()
     wait_until(lambda: history.has_called_after(killed_s), "they go on", cluster.nodes)
@@ -97,11 +99,11 @@ def crash(cluster: Cluster, rng: random.Random) -> tuple[float, list[Op]]:
     ops = history.ops
     assert not (problem := explain(ops)), problem
     assert not (problem := tokens_that_fell(ops)), problem
-    assert any(op.result and op.return_s < killed_s for op in ops), "nothing before the kill"
+    assert any(op.result > 0 and op.return_s < killed_s for op in ops), "nothing before the kill"
     after = [
         op.return_s
         for op in ops
-        if killed_s < op.call_s < before_end_s and op.result and op.kind != "inspect"
+        if killed_s < op.call_s < before_end_s and op.result > 0 and op.kind != "inspect"
     ]
     assert after, "nothing after the kill"
     return min(after) - killed_s, ops

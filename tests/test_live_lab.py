@@ -208,9 +208,9 @@ def test_many_clients_with_a_primary_failure(lab: Lab, seed: int) -> None:
     time.sleep(PHASE_S)
     lab.kill_primary()
     time.sleep(PHASE_S)
+    wait_until(lambda: len(held) == 20 or workers.errors, "each lock is used", lab.nodes)
     workers.stop()
     fresh = lab.clerk()
-    assert len(held) == 20, "each lock was used"
     assert {name: not fresh.lock(name) for name in held} == held
 
 
@@ -293,5 +293,5 @@ def concurrent_counts(lab: Lab, *, clients: int, seed: int, phase_s: float) -> i
     assert unlocks <= locks <= unlocks + 1, (locks, unlocks)
     assert locked == (locks != unlocks), (locks, unlocks, locked)
     assert not (problem := explain(ops)), problem
-    assert any(op.return_s < killed_s and op.result for op in ops), "none before the failure"
+    assert any(op.return_s < killed_s and op.result > 0 for op in ops), "none before the failure"
     return len(ops)

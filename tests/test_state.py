@@ -347,7 +347,7 @@ def test_an_older_request_of_a_client_is_never_applied() -> None:
 
 
 class Model:
-    """What the contract says, as plainly as it can be said: no offsets, no generations."""
+    """What LOCK and UNLOCK promise, as plainly as it can be said: no offsets, no generations."""
 
     def __init__(self) -> None:
         self.holder: dict[bytes, bytes] = {}  # name -> request id of the grant

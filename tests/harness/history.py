@@ -72,9 +72,9 @@ class Recorder:
             return any(op.call_s > instant_s for op in self._ops[-50:])
 
     def has_succeeded(self) -> bool:
-        """Whether any operation has returned something true."""
+        """Whether any operation has returned something true; one of unknown outcome has not."""
         with self._lock:
-            return any(op.result for op in self._ops[:50])
+            return any(op.result > 0 for op in self._ops)
 
     @property
     def ops(self) -> list[Op]:

@@ -25,7 +25,6 @@ from collections.abc import Callable
 from .ports import HOST, Port
 
 _CHUNK_BYTES = 65536
-_BUFFER_CHUNKS_MAX = 256
 _RST = struct.pack("ii", 1, 0)
 
 TO_NODE, TO_CLIENT = 0, 1

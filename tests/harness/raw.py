@@ -55,16 +55,6 @@ class Raw:
             return False
         return True
 
-    def send_what_fits(self, data: bytes) -> int:
-        """Send without waiting; how much it was. Raises OSError if the peer has hung up."""
-        self.sock.setblocking(False)
-        try:
-            return self.sock.send(data)
-        except BlockingIOError:
-            return 0
-        finally:
-            self.sock.settimeout(TIMEOUT_S)
-
     def finish(self) -> None:
         """Say that nothing more will be sent."""
         with contextlib.suppress(OSError):
