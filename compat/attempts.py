@@ -34,6 +34,11 @@ Rules that the tests hold:
  R4  An attempt that has no time left for its answer turns a certain "not done" into doubt. So the
      last one begins while an answer can still be expected.
 
+ R5  A grant counts only once its caller has it. If an exception from outside (a signal's handler,
+     a greenlet that is killed) comes between the answer and the caller, the grant is abandoned
+     like any indeterminate one, and undone. And whatever interrupts whatever, one request is
+     settled once: its client id is given back, passed on to the undo, or given up.
+
 Instants and lengths are integers in microseconds (`_us`), on any clock that does not go back.
 """
 
@@ -83,14 +88,17 @@ class Request:
 
 
 class Client:
-    """A client id and the last number that it used; lent to one request at a time."""
+    """A client id, lent to one request, and the last number that it used. Each loan is an object
+    of its own, `lent` until it ends: who has been interrupted can tell whether it had ended,
+    though the id may be lent to somebody else by then.
+    """
 
     __slots__ = ("client_id", "last_n", "lent")
 
-    def __init__(self, client_id: str) -> None:
+    def __init__(self, client_id: str, last_n: int = 0) -> None:
         self.client_id = client_id
-        self.last_n = 0
-        self.lent = False
+        self.last_n = last_n
+        self.lent = True
 
     def next_request_id(self) -> bytes:
         assert self.lent, "only the borrower of a client id may number a request"
@@ -105,18 +113,19 @@ class ClientPool:
 
     def __init__(self, new_client_id: Callable[[], str]) -> None:
         self._new_client_id = new_client_id
-        self._free: list[Client] = []
+        self._free: list[tuple[str, int]] = []
 
     def borrow(self) -> Client:
-        client = self._free.pop() if self._free else Client(self._new_client_id())
-        assert not client.lent
-        client.lent = True
-        return client
+        """Not to be called by two threads at once."""
+        return Client(*self._free.pop()) if self._free else Client(self._new_client_id())
 
     def give_back(self, client: Client) -> None:
+        """By any thread, and without a call: Python runs the handlers of signals after calls, so
+        none can come between here and the caller of `acquire` (R5; in Python 3.10 it still can).
+        """
         assert client.lent
         client.lent = False
-        self._free.append(client)
+        self._free += [(client.client_id, client.last_n)]
 
 
 def acquire_request(client: Client, name: bytes) -> Request:
@@ -213,15 +222,20 @@ class Call:
         self._node = first_node
         self._jitter = jitter
         self._lost: Exception | None = None
-        self._under_way = False
+        self._finished: Finish | None = None
 
     def start(self) -> Send:
         """The first attempt, made even if the deadline leaves it no time."""
         return self._send(delay_us=0)
 
     def observe(self, seen: Seen, now_us: int) -> Send | Finish:
-        assert self._under_way
-        self._under_way = False
+        assert self.tries and self._finished is None
+        step = self._decide(seen, now_us)
+        if isinstance(step, Finish):
+            self._finished = step
+        return step
+
+    def _decide(self, seen: Seen, now_us: int) -> Send | Finish:
         if seen.fate is Fate.ANSWERED and not _fits(self.request.kind, seen.value):
             # Whatever said that is no lock server, or not in step with us: it answered nothing.
             seen = Seen(Fate.LOST, error=ValueError(f"unexpected reply {seen.value!r:.80}"))
@@ -242,12 +256,18 @@ class Call:
 
     def interrupt(self) -> Finish:
         """The caller was interrupted: by a signal, or by having its greenlet killed. An attempt
-        that was under way then counts as lost; one that had not begun does no harm counted so.
+        that was under way then counts as lost; one that had not begun does no harm counted so. A
+        grant that was answered never reached the caller: it is in doubt again (R5).
         """
-        if self._under_way:
-            self._under_way = False
-            self._remember_lost(InterruptedError("interrupted while waiting for the reply"))
-        return self._finish(Verdict.UNAVAILABLE, self._lost)
+        finish = self._finished
+        if finish is None:
+            if self.tries:
+                self._remember_lost(InterruptedError("interrupted while waiting for the reply"))
+            return self._finish(Verdict.UNAVAILABLE, self._lost)
+        if self.request.kind is Kind.ACQUIRE and finish.verdict is Verdict.ANSWERED:
+            lost = InterruptedError("interrupted after the reply had come")
+            return finish._replace(verdict=Verdict.INDETERMINATE, lost=lost)
+        return finish
 
     @property
     def _is_read(self) -> bool:
@@ -273,7 +293,6 @@ class Call:
 
     def _send(self, delay_us: int) -> Send:
         self.tries += 1
-        self._under_way = True
         return Send(self._node, delay_us)
 
     def _finish(self, verdict: Verdict, error: Exception | None) -> Finish:
@@ -285,7 +304,9 @@ class Call:
 def _fits(kind: Kind, value: object) -> bool:
     if kind is Kind.READ:
         return isinstance(value, dict) or (isinstance(value, list) and len(value) % 2 == 0)
-    return type(value) is int and value >= 0
+    if type(value) is not int:
+        return False
+    return value >= 0 if kind is Kind.ACQUIRE else value in (0, 1)
 
 
 class Aftermath(Enum):

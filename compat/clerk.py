@@ -23,6 +23,7 @@ import os
 import random
 import secrets
 import threading
+import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -45,13 +46,16 @@ from .attempts import (
     release_request,
     undo_request,
 )
-from .endpoints import Endpoint, Nodes, Target, now_us
-from .errors import IndeterminateError, UnavailableError
+from .endpoints import Endpoint, InheritedError, Nodes, Target, now_us
+from .errors import ClerkError, IndeterminateError, UnavailableError
 
 _log = logging.getLogger(__name__)
 
 # How long close(), and the end of the program, wait for undos that are under way.
 UNDO_AT_END_MS = 1_000
+
+# How often close() looks whether they are done.
+UNDO_POLL_S = 0.002
 
 # An undo that had to stand in line behind others still gets this long.
 UNDO_MIN_MS = 1_000
@@ -108,7 +112,9 @@ class Clerk:
         """What INSPECT shows: `state`, `owner` (bytes), `fencing_token`, `held_ms`, ..."""
         request = inspect_request(_lock_name(name))
         finish = self._open_session().perform(request, self._deadline_us)
-        return _fields(_value(request, finish))
+        if finish.verdict is not Verdict.ANSWERED:
+            raise _error(request, finish)
+        return _fields(finish.value)
 
     def close(self) -> None:
         """Closes all connections, after waiting a second at most for undos that are under way (any
@@ -153,10 +159,7 @@ class Clerk:
 
     def _change(self, build: Callable[[Client, bytes], Request], name: str | bytes) -> int:
         lock_name = _lock_name(name)
-        request, finish = self._open_session().change(build, lock_name, self._deadline_us)
-        value = _value(request, finish)
-        assert isinstance(value, int)
-        return value
+        return self._open_session().change(build, lock_name, self._deadline_us)
 
 
 class _Session:
@@ -170,20 +173,27 @@ class _Session:
 
     def change(
         self, build: Callable[[Client, bytes], Request], name: bytes, deadline_us: int
-    ) -> tuple[Request, Finish]:
-        """Carries out a request that changes something, under a client id of this process."""
+    ) -> int:
+        """The answer to a request that changes something, under a client id of this process.
+
+        Between the answer and the caller nothing may raise unnoticed (R5). So settling is the last
+        thing inside the `try`, and nothing that follows it, from here to the caller, makes a call.
+        """
         client = self.borrow()
         request = build(client, name)
         call = self._call(request, deadline_us)
         try:
             finish = self._nodes.perform(call)
+            value: int = finish.value
+            self._settle(client, request, finish)
+            if finish.verdict is Verdict.ANSWERED:
+                return value
         except BaseException:
             # A signal, or a greenlet killed (gevent.Timeout): the caller will never have the
             # answer, so a lock that was granted has to be given back.
             self._settle(client, request, call.interrupt())
             raise
-        self._settle(client, request, finish)
-        return request, finish
+        raise _error(request, finish)
 
     def perform(self, request: Request, deadline_us: int) -> Finish:
         return self._nodes.perform(self._call(request, deadline_us))
@@ -193,8 +203,7 @@ class _Session:
             return self._clients.borrow()
 
     def give_back(self, client: Client) -> None:
-        with self._lock:
-            self._clients.give_back(client)
+        self._clients.give_back(client)
 
     @property
     def is_inherited(self) -> bool:
@@ -216,12 +225,16 @@ class _Session:
     def _settle(self, client: Client, request: Request, finish: Finish) -> None:
         if self.is_inherited:
             return  # the client id, and the undoing, are the parent's
+        if not client.lent:
+            self._undoer.start()  # it was settled before the interruption, or nearly so
+            return
         match aftermath(request.kind, finish):
             case Aftermath.REUSE:
                 self.give_back(client)
             case Aftermath.UNDO:
                 self._undoer.add(client, request)
             case Aftermath.RETIRE:
+                client.lent = False
                 _log.warning(
                     "%s %r: the server no longer knows request id %s; its client id is given up",
                     request.command,
@@ -247,49 +260,67 @@ class _Undoer:
         self._lock = threading.Lock()
         self._queue: deque[_Abandoned] = deque()
         self._running = False
-        self._idle = threading.Event()
-        self._idle.set()
+        self._undoing = 0
 
     def add(self, client: Client, abandoned: Request) -> None:
-        job = _Abandoned(client, undo_request(client, abandoned), now_us() + self._undo_us)
+        """Takes over the loan of the client id."""
+        loan = Client(client.client_id, client.last_n)
+        job = _Abandoned(loan, undo_request(loan, abandoned), now_us() + self._undo_us)
         with self._lock:
             if len(self._queue) == UNDO_QUEUE_MAX:
                 _give_up(self._queue.popleft(), "too many others to undo")
+            client.lent = False  # no signal's handler comes between this and the next line
             self._queue.append(job)
-            self._idle.clear()
-        self._start()
+        self.start()
 
     def wait_idle(self, timeout_ms: int) -> None:
-        """Returns once nothing is left to undo, or after that time."""
-        self._start()
-        self._idle.wait(timeout_ms / 1_000)
+        """Returns once nothing is left to undo, or after that time.
 
-    def _start(self) -> None:
-        with self._lock:
-            if self._running or not self._queue:
-                return
-            self._running = True
-        _undoers.add(self)
+        It looks now and then. A threading.Event, which `add` would have to clear, is no lock that
+        a signal's handler may interrupt: it can be left locked for good.
+        """
+        self.start()
+        deadline_us = now_us() + timeout_ms * 1_000
+        while (self._queue or self._undoing) and now_us() < deadline_us:
+            time.sleep(UNDO_POLL_S)
+
+    def start(self) -> None:
+        """Has a thread at work if there is any to do."""
+        starting = False
         try:
+            with self._lock:
+                if self._running or not self._queue:
+                    return
+                starting = self._running = True
+            _undoers.add(self)
             threading.Thread(target=self._run, name="holdfast-undo", daemon=True).start()
-        except RuntimeError as error:
-            # No thread to be had: the next abandoned acquire, or close(), tries again.
+        except BaseException as error:
+            # No thread to be had: the next abandoned acquire, or close(), tries again. So does
+            # whoever was interrupted here, if need be with a second thread, which does no harm.
+            if starting:
+                self._running = False
+            if not isinstance(error, RuntimeError):
+                raise
             _log.warning("cannot undo abandoned acquires yet: %s", error)
-            self._running = False
 
     def _run(self) -> None:
         while (job := self._next_job()) is not None:
             try:
                 self._undo(job)
+            except InheritedError:
+                pass  # a greenlet that lives on in a forked child: the work is the parent's
             except Exception:
                 _log.exception("undoing %s went wrong", job.undo.words)
+            finally:
+                with self._lock:
+                    self._undoing -= 1
 
     def _next_job(self) -> _Abandoned | None:
         with self._lock:
             if self._queue and not self._session.is_inherited:
+                self._undoing += 1
                 return self._queue.popleft()
             self._running = False
-            self._idle.set()
             _undoers.discard(self)
             return None
 
@@ -311,20 +342,20 @@ def _give_up(job: _Abandoned, reason: str) -> None:
     )
 
 
-def _value(request: Request, finish: Finish) -> Any:
-    """The reply; raises what the caller is to be told if there is none."""
-    told = (request.command, request.name, request.request_id, finish.tries)
-    match finish.verdict:
-        case Verdict.ANSWERED:
-            return finish.value
-        case Verdict.REJECTED:
-            assert finish.error is not None
-            raise finish.error
-        case Verdict.INDETERMINATE:
-            told_more = (_reason(finish), _assume(request, finish))
-            raise IndeterminateError(*told, *told_more) from finish.error
-        case Verdict.UNAVAILABLE:
-            raise UnavailableError(*told, _reason(finish)) from finish.error
+def _error(request: Request, finish: Finish) -> Exception:
+    """What the caller of a request that was not answered is to be told."""
+    assert finish.verdict is not Verdict.ANSWERED
+    if finish.verdict is Verdict.REJECTED:
+        assert finish.error is not None
+        return finish.error
+    told = (request.command, request.name, request.request_id, finish.tries, _reason(finish))
+    error: ClerkError = (
+        UnavailableError(*told)
+        if finish.verdict is Verdict.UNAVAILABLE
+        else IndeterminateError(*told, _assume(request, finish))
+    )
+    error.__cause__ = finish.error
+    return error
 
 
 def _reason(finish: Finish) -> str:

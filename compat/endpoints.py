@@ -6,9 +6,23 @@ means NOT_SENT, from the others LOST, unless it is an error that the node answer
 goes back among the idle ones only after exactly one whole reply to its one request was read; after
 anything else it is closed, so a reply that arrives late is never taken for the next one.
 
-Waiting: each wait for the socket is as long as the connect or read time-out allows and no longer
-than what the deadline leaves, the greetings of a new connection (AUTH, CLIENT SETINFO) included.
+Waiting: dialling, and each reply as a whole, takes as long as the connect or read time-out allows
+and no longer than what the deadline leaves, the replies to greetings (AUTH, CLIENT SETINFO)
+included. A socket's own time-out is for one wait, and a node that sends its reply byte by byte has
+many; so the socket is told before each wait what is left.
 (Looking up a host name is the system's business and is not bounded here.)
+
+Forks. The greenlets of a gevent program live on in a forked child, in the middle of their attempts
+and on the parent's sockets. What the child reads there is lost to the parent, and what it sent
+there would be done in the parent's name:
+
+    parent            dials, waits for its greeting's reply; forks
+    child             reads that reply, would go on and send the LOCK
+    parent            hears nothing: the dial has failed, "not sent", "not done"
+    node              has granted the lock
+
+So every use of a socket asks first whose it is, and in a child raises InheritedError. And, twice is
+safer than once, a dial that failed is LOST in the parent if there was a fork meanwhile.
 """
 
 from __future__ import annotations
@@ -79,6 +93,27 @@ def now_us() -> int:
     return time.monotonic_ns() // 1_000
 
 
+class InheritedError(RuntimeError):
+    """In a forked child: what is going on there was begun by its parent, and is the parent's."""
+
+
+# How often this process, or one that it descends from, has begun to fork.
+_forks = 0
+
+
+def _count_fork() -> None:
+    global _forks
+    _forks += 1
+
+
+os.register_at_fork(before=_count_fork)
+
+
+def _refuse_if_inherited(owner_pid: int) -> None:
+    if os.getpid() != owner_pid:
+        raise InheritedError("this call was begun by the parent of a forked process")
+
+
 @dataclass(frozen=True)
 class Target:
     """Where a node is, as its URL says. `label` is fit for messages: it has no password."""
@@ -102,6 +137,7 @@ class Target:
             label = options.get("path", "")
         else:
             label = _host_and_port(options)
+            _check_host(options.get("host", ""))
             options.setdefault("socket_keepalive", True)
         target = cls(label, type("ClerkConnection", (_DeadlineMixin, base), {}), options)
         try:
@@ -126,12 +162,60 @@ def _host_and_port(options: dict[str, Any]) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
+def _check_host(host: str) -> None:
+    """As looking it up would: an error that is no OSError, and comes only with the first call."""
+    try:
+        host.encode("idna")
+    except UnicodeError as error:
+        raise ValueError(f"{host!r:.80} cannot be a host name: {error}") from error
+
+
+class _PacedSocket:
+    """A connected socket that is told before each wait how long it may take, and refuses to be
+    used in a forked child. Reads that do not wait (redis-py looks for news so) are let through.
+    """
+
+    def __init__(self, sock: Any, connection: _DeadlineMixin) -> None:
+        self._sock = sock
+        self._connection = connection
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._sock, name)
+
+    def sendall(self, data: bytes) -> None:
+        self._connection.begin_waiting()
+        self._pace()
+        self._sock.sendall(data)
+
+    def recv(self, *args: Any) -> Any:
+        self._pace()
+        received = self._sock.recv(*args)
+        _refuse_if_inherited(self._connection.owner_pid)
+        return received
+
+    def recv_into(self, *args: Any) -> Any:
+        self._pace()
+        received = self._sock.recv_into(*args)
+        _refuse_if_inherited(self._connection.owner_pid)
+        return received
+
+    def _pace(self) -> None:
+        _refuse_if_inherited(self._connection.owner_pid)
+        if self._sock.gettimeout() != 0:
+            left_us = self._connection.wait_until_us - now_us()
+            if left_us <= 0:
+                raise TimeoutError("timed out")
+            self._sock.settimeout(left_us / 1_000_000)
+
+
 class _DeadlineMixin:
     """A redis-py connection whose every wait ends at `deadline_us` at the latest."""
 
+    owner_pid = 0
     connect_timeout_us = 0
     read_timeout_us = 0
     deadline_us = 0
+    wait_until_us = 0
     _sock: Any
     socket_timeout: float | None
     socket_connect_timeout: float | None
@@ -146,20 +230,17 @@ class _DeadlineMixin:
         self.socket_timeout = self._left_s(self.read_timeout_us)
         self.connect()  # type: ignore[attr-defined]
 
-    def clip(self) -> None:
-        """Before each wait. Raises RedisError if the connection is gone or no time is left."""
-        if self._sock is None:
-            raise RedisConnectionError("the connection is closed")
-        self._sock.settimeout(self._left_s(self.read_timeout_us))
+    def begin_waiting(self) -> None:
+        """Before each send, and for each reply, however many pieces it comes in."""
+        self.wait_until_us = min(self.deadline_us, now_us() + self.read_timeout_us)
 
     def read_response(self, *args: Any, **kwargs: Any) -> Any:
         # redis-py reads the replies to its greetings through here as well.
-        try:
-            self.clip()
-        except RedisTimeoutError:
-            self.disconnect()  # type: ignore[attr-defined]
-            raise
+        self.begin_waiting()
         return super().read_response(*args, **kwargs)  # type: ignore[misc]
+
+    def _connect(self) -> Any:
+        return _PacedSocket(super()._connect(), self)  # type: ignore[misc]
 
     def _left_s(self, timeout_us: int) -> float:
         """Seconds; never 0, which would mean not to wait but to fail in another way."""
@@ -180,13 +261,15 @@ class Endpoint:
         self._lock = threading.Lock()
         self._idle: list[Any] = []
         self._closed = False
+        self._pid = os.getpid()
 
     def attempt(self, words: Sequence[bytes], deadline_us: int) -> Seen:
-        """Sends the request once, at most. Only a bug, a signal or the like raises."""
+        """Sends the request once, at most. Only a bug, a fork, a signal or the like raises."""
+        forks = _forks
         try:
             connection = self._ready(deadline_us)
         except RedisError as error:
-            return _seen_of(error, otherwise=Fate.NOT_SENT)
+            return _seen_of(error, otherwise=Fate.NOT_SENT if forks == _forks else Fate.LOST)
         in_step = False
         try:
             connection.send_command(*words, check_health=False)
@@ -217,7 +300,8 @@ class Endpoint:
                 connection.dial()
             if deadline_us - now_us() < SENDING_MIN_US:
                 raise RedisTimeoutError("the deadline leaves no time for an answer")
-            connection.clip()
+            if not connection.is_dialled:  # or redis-py would dial while it sends
+                raise RedisConnectionError("the connection is closed")
         except BaseException:
             connection.disconnect()
             raise
@@ -233,6 +317,7 @@ class Endpoint:
 
     def _new_connection(self) -> Any:
         connection = self._target.connection()
+        connection.owner_pid = self._pid
         connection.connect_timeout_us = self._connect_timeout_us
         connection.read_timeout_us = self._read_timeout_us
         return connection
@@ -298,18 +383,14 @@ class Nodes:
         while isinstance(step, Send):
             if step.delay_us:
                 time.sleep(step.delay_us / 1_000_000)
-            self._refuse_if_inherited()
+            _refuse_if_inherited(self._pid)
             endpoint = self.endpoints[step.node]
             seen = endpoint.attempt(call.request.words, call.deadline_us)
-            self._refuse_if_inherited()
+            _refuse_if_inherited(self._pid)
             step = call.observe(seen, now_us())
         if step.node is not None:
             self.primary = step.node
         return step
-
-    def _refuse_if_inherited(self) -> None:
-        if self.is_inherited:
-            raise RuntimeError("this call was begun by the parent of a forked process")
 
     def close(self) -> None:
         for endpoint in self.endpoints:

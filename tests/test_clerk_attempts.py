@@ -151,6 +151,18 @@ def test_a_reply_of_the_wrong_kind_answers_nothing(value):
     assert isinstance(finish, Finish) and finish.verdict is Verdict.INDETERMINATE
 
 
+@pytest.mark.parametrize("kind", [Kind.RELEASE, Kind.UNDO])
+def test_a_release_answers_0_or_1(kind):
+    for value in (0, 1):
+        call = a_call(kind)
+        call.start()
+        assert isinstance(call.observe(Seen(Fate.ANSWERED, value=value), 0), Finish)
+    for value in (2, -1, True, 1800000000000001):
+        call = a_call(kind)
+        call.start()
+        assert isinstance(call.observe(Seen(Fate.ANSWERED, value=value), 0), Send)
+
+
 @pytest.mark.parametrize("value", [None, 1, b"x", [b"state"]])
 def test_an_inspection_is_a_map_or_pairs(value):
     call = a_call(Kind.READ)
@@ -257,6 +269,32 @@ def test_an_interrupted_read_needs_nothing():
     assert call.interrupt().verdict is Verdict.UNAVAILABLE
 
 
+@pytest.mark.parametrize("value", [0, 5])
+def test_an_answer_that_never_reached_the_caller_of_acquire_is_in_doubt(value):
+    call = a_call()
+    call.start()
+    call.observe(seen(Fate.ANSWERED, value), 0)
+    assert aftermath(Kind.ACQUIRE, call.interrupt()) is Aftermath.UNDO
+
+
+@pytest.mark.parametrize("kind", [Kind.RELEASE, Kind.UNDO, Kind.READ])
+def test_any_other_answer_stands_though_the_caller_was_interrupted(kind):
+    call = a_call(kind)
+    finish = run(call, [Fate.ANSWERED])
+    assert call.interrupt() == finish
+
+
+@pytest.mark.parametrize("last", [Fate.GONE, Fate.REJECTED])
+def test_what_was_known_of_a_failed_acquire_stands_though_the_caller_was_interrupted(last):
+    call = a_call()
+    finish = run(call, [last])
+    assert call.interrupt() == finish
+
+
+def test_a_call_that_was_interrupted_before_its_first_attempt_was_certainly_not_done():
+    assert a_call().interrupt().verdict is Verdict.UNAVAILABLE
+
+
 ANSWERED = Finish(Verdict.ANSWERED, 1, value=1)
 REJECTED = Finish(Verdict.REJECTED, 1)
 UNAVAILABLE = Finish(Verdict.UNAVAILABLE, 1)
@@ -308,8 +346,8 @@ def test_the_client_id_returned_last_is_lent_first():
     first, second = pool.borrow(), pool.borrow()
     pool.give_back(first)
     pool.give_back(second)
-    assert pool.borrow() is second
-    assert pool.borrow() is first
+    assert pool.borrow().client_id == second.client_id
+    assert pool.borrow().client_id == first.client_id
     assert pool.borrow().client_id not in (first.client_id, second.client_id)
 
 
@@ -340,7 +378,7 @@ def test_a_client_id_has_one_request_at_a_time(choices):
             pool.give_back(lent.pop(choice))
         else:
             client = pool.borrow()
-            assert client not in lent
+            assert client.client_id not in [other.client_id for other in lent]
             lent.append(client)
             request_id = acquire_request(client, b"a").request_id
             assert request_id not in seen_ids

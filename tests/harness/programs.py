@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import pty
@@ -9,7 +10,6 @@ import select
 import shutil
 import subprocess
 import sys
-import tempfile
 import termios
 import time
 from pathlib import Path
@@ -17,6 +17,9 @@ from pathlib import Path
 import pytest
 
 from .processes import TIMEOUT_S, die_with_parent, environment
+
+CACHE = Path(__file__).resolve().parents[2] / ".cache"
+"""What is made once and kept: git-ignored, in the checkout, where nobody else writes."""
 
 
 def needed(program: str, package: str) -> str:
@@ -36,23 +39,30 @@ def run(*command: str, stdin: bytes | None = None, timeout_s: float = 60.0) -> s
     return done.stdout.decode()
 
 
-def python_with(requirement: str) -> str:
-    """A Python that has another version of a package than ours has, made once for all runs."""
-    mark = hashlib.sha256(f"{requirement} {sys.version}".encode()).hexdigest()[:12]
-    folder = Path(tempfile.gettempdir()) / f"holdfast-tests-{os.getuid()}-{mark}"
+def python_with(*requirements: str) -> str:
+    """A Python that has other versions of packages than ours has, made once for all runs."""
+    mark = hashlib.sha256(" ".join([*requirements, sys.version]).encode()).hexdigest()[:12]
+    CACHE.mkdir(exist_ok=True)
+    folder = CACHE / f"python-{mark}"
     python = folder / "bin" / "python"
-    if (folder / "complete").exists():
-        return str(python)
-    shutil.rmtree(folder, ignore_errors=True)
+    with (CACHE / f"python-{mark}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # another run may be making it
+        if not (folder / "complete").exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            _make_venv(folder, python, requirements)
+            (folder / "complete").touch()
+    return str(python)
+
+
+def _make_venv(folder: Path, python: Path, requirements: tuple[str, ...]) -> None:
     for command in (
         [sys.executable, "-m", "venv", str(folder)],
-        [str(python), "-m", "pip", "install", "--quiet", requirement],
+        [str(python), "-m", "pip", "install", "--quiet", *requirements],
     ):
         done = subprocess.run(command, capture_output=True, text=True, timeout=300)
         if done.returncode:
-            pytest.skip(f"NOT TESTED: cannot install {requirement}: {done.stderr[-300:]}")
-    (folder / "complete").touch()
-    return str(python)
+            wanted = " ".join(requirements)
+            pytest.skip(f"NOT TESTED: cannot install {wanted}: {done.stderr[-300:]}")
 
 
 class Terminal:
