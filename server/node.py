@@ -34,6 +34,7 @@ import gevent.event
 from ..resp import encoder
 from . import clock, commands
 from . import log as log_setup
+from .by_hand import ByHand
 from .commands import table
 from .commands.replication import Waits
 from .config import Address, Config
@@ -61,6 +62,7 @@ class Node:
         self.port = config.port
         self.replica = Replica(new_incarnation(), config.min_backups)
         self.pairing = Pairing(self, self.replica)
+        self.by_hand = ByHand(self.pairing)
         self.stats = Stats()
         commands.load()
         self.waits = Waits(self)

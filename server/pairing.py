@@ -39,8 +39,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_ASK_TIMEOUT_S = 0.5
-_RETRY_S = 0.05
+ASK_TIMEOUT_S = 0.5
+RETRY_S = 0.05
 _RETRY_FIRST_S = 0.002  # a process that is being killed may reset a dial or two before it refuses
 _JOIN_RETRY_MS_MAX = 1000
 _MILLISECONDS = re.compile(r"\d+ ms")
@@ -74,7 +74,7 @@ class Pairing:
         self._probe = 0
         self._probe_due = False
         self._probe_after_stall = 0
-        self._insists = False  # an operator wants a decision now
+        self.insists = False  # an operator wants a decision now
         self._bootstrap = config.bootstrap  # once: it is used up with the first history
         self._unanswered_since_ms = 0  # since when the peer that is sought has not answered
         self._said = ""  # the last thing logged while waiting, so that it is said once
@@ -253,11 +253,14 @@ class Pairing:
         """Find out where to ask for this backup once its link is lost (waits): at the configured
         address if it answers there, which may lead through a proxy; else where it says it is."""
         configured = self.node.config.peer
-        if configured is not None:
-            answer = ask(configured, _ASK_TIMEOUT_S, "ASK")
+        while configured is not None and self.replica.backup == incarnation:
+            answer = ask(configured, ASK_TIMEOUT_S, "ASK")
             is_it = isinstance(answer, Answer) and answer.incarnation == incarnation
             if is_it and self.replica.backup == incarnation:
                 link.address = self.peer_address = configured
+            if is_it or self.replica.phase is Phase.MEMBER:
+                return
+            gevent.sleep(RETRY_S)  # it becomes that incarnation with the snapshot
 
     def _send_slices(self, link: Link, cut: snapshot.Cut, room: int) -> None:
         while room > 0:
@@ -343,7 +346,7 @@ class Pairing:
         replica = self.replica
         view = replica.view
         try:
-            sock = dial(address, _ASK_TIMEOUT_S)
+            sock = dial(address, ASK_TIMEOUT_S)
         except OSError as error:
             self._say("cannot reach the primary at %s: %s", address, error)
             return False
@@ -462,7 +465,7 @@ class Pairing:
         while self._needs_primary() and not self._in_doubt():
             address = self.peer_address
             assert address is not None, "only a node with a peer can be without a primary"
-            outcome = ask(address, _ASK_TIMEOUT_S, "ASK")
+            outcome = ask(address, ASK_TIMEOUT_S, "ASK")
             if not self._needs_primary() or address != self.peer_address:
                 continue
             step, why = self._next_step(outcome)
@@ -474,7 +477,7 @@ class Pairing:
             elif clock.boot_ms() >= self._join_again_ms and self._join(address):
                 return
             if self._needs_primary():
-                gevent.sleep(_RETRY_S * (0.5 + random.random()))
+                gevent.sleep(RETRY_S * (0.5 + random.random()))
 
     def _needs_primary(self) -> bool:
         return (
@@ -537,13 +540,13 @@ class Pairing:
             ):
                 continue  # the wait was long enough for the world to change: look again
             if result is Cas.WON:
-                self._bypass(view)
+                self.bypass(view)
             elif result is Cas.LOST:
                 self._yield_to(view)
             else:
                 self._say("undecided about %s: %s", self._peer, self.register.reason)
                 gevent.sleep(retry_s)
-                retry_s = min(2 * retry_s, _RETRY_S, self.heartbeat_ms / 1000)
+                retry_s = min(2 * retry_s, RETRY_S, self.heartbeat_ms / 1000)
 
     def _in_doubt(self) -> bool:
         """Whether the peer, whom this node needs to go on, is lost for now."""
@@ -574,11 +577,11 @@ class Pairing:
         _, silent_ms, timeout_ms = self._silence()
         left_s = max(timeout_ms - silent_ms, 2 * self.heartbeat_ms) / 1000
         # Before its time is up a peer that only hangs is asked, not yet told to step aside.
-        if self.link is not None and silent_ms < timeout_ms and not self._insists:
+        if self.link is not None and silent_ms < timeout_ms and not self.insists:
             request: tuple[str | int, ...] = ("ASK",)
         else:
             request = ("PROPOSE", self.replica.incarnation, view.epoch)
-        outcome = ask(self.peer_address, min(left_s, _ASK_TIMEOUT_S), *request)
+        outcome = ask(self.peer_address, min(left_s, ASK_TIMEOUT_S), *request)
         # The wait may have ended in the very batch of events that a standstill ended in.
         self.begin_turn(0, clock.boot_ms() - self.node.last_turn_ms)
         if request == ("ASK",) and self.link is not None and isinstance(outcome, Answer):
@@ -587,10 +590,10 @@ class Pairing:
                 return outcome._replace(standing=Standing.STATE)  # it is there: no more to decide
         return outcome
 
-    def _bypass(self, view: View) -> None:
+    def bypass(self, view: View) -> None:
         """The view of this node alone stands."""
         replica = self.replica
-        self._drop_link()
+        self.drop_link()
         replica.begin_turn(clock.boot_ms())
         if replica.role is Role.PRIMARY:
             self._close_cut()
@@ -610,13 +613,13 @@ class Pairing:
     def _yield_to(self, view: View) -> None:
         """The peer's view stands: a primary stands down, a backup joins again."""
         replica = self.replica
-        self._drop_link()
+        self.drop_link()
         if replica.role is Role.PRIMARY:
             log.warning(
                 "DEPOSED: the peer serves in epoch %d, this node's was %d; it drops its state",
                 view.epoch, replica.view.epoch,
             )  # fmt: skip
-            self._stand_down()
+            self.stand_down()
             self.node.role_changed()
             return
         log.info("the primary serves: joining it again")
@@ -625,7 +628,7 @@ class Pairing:
         if self.peer_address is not None and self._in_doubt():
             self._join(self.peer_address)
 
-    def _stand_down(self, sparing: Connection | None = None) -> None:
+    def stand_down(self, sparing: Connection | None = None) -> None:
         """This node is no longer the primary: its clients ask the other one."""
         self._close_cut()
         self.replica.stand_down(new_incarnation())
@@ -636,12 +639,12 @@ class Pairing:
         answer = self.replica.answer(proposer, epoch)
         if answer.accepted:
             log.warning("the primary goes on without this backup, epoch %d", epoch)
-            self._drop_link()
+            self.drop_link()
             self.node.role_changed()
             self._run(self._seek)
         return answer
 
-    # -- an operator's word ----------------------------------------------------------------------
+    # -- what others see and do -----------------------------------------------------------------
 
     @property
     def mode(self) -> str:
@@ -658,102 +661,12 @@ class Pairing:
         silent_ms = clock.boot_ms() - self.link.last_heard_ms
         return silent_ms <= self.node.config.promotion_timeout_ms
 
-    def promote_by_hand(self, *, force: bool) -> str:
-        """REPLICAOF NO ONE [FORCE] (waits). What came of it, as the text of a reply."""
-        replica = self.replica
-        if replica.role is Role.PRIMARY:
-            return self._go_on_by_hand(force=force) if replica.blocked else "OK"
-        if not replica.synced:
-            return "ERR this node has no state that it could serve; see --bootstrap"
-        if force:
-            self._drop_link()
-            replica.begin_turn(clock.boot_ms())
-            offset = replica.state.offset
-            replica.promote_by_force(clock.wall_us())
-            self.node.role_changed()
-            log.warning("PROMOTED BY FORCE in epoch %d from offset %d", replica.view.epoch, offset)
-            return (
-                f"OK serving what was here at offset {offset}; whatever the primary answered "
-                "after that is lost, and if it still serves there are two primaries now"
-            )
-        if not replica.is_member:
-            return (
-                "ERR this node is not a member of the view: it may lack what was answered last; "
-                "REPLICAOF NO ONE FORCE serves what it has"
-            )
-        self._insists = True
-        try:
-            return self._promote_through_register()
-        finally:
-            self._insists = False
-
-    def _go_on_by_hand(self, *, force: bool) -> str:
-        """A primary that is blocked, because its backup is lost and this node stood still."""
-        replica = self.replica
-        if not force and not replica.stalled:
-            return f"ERR the backup is lost, and it is being decided: {self.register.reason}"
-        if not force:
-            return (
-                "ERR this primary is blocked: the backup may have taken over while this node stood "
-                "still; if that is certainly not so, REPLICAOF NO ONE FORCE goes on without it"
-            )
-        self.register.reason = "an operator says so"
-        self._bypass(replica.view.alone(replica.incarnation))
-        return (
-            "OK going on alone; whatever the backup answered meanwhile, if it took over, is lost, "
-            "and if it still serves there are two primaries now"
-        )
-
-    def _promote_through_register(self) -> str:
-        replica = self.replica
-        deadline_ms = clock.boot_ms() + self.node.config.promotion_timeout_ms + 1000
-        while replica.role is Role.BACKUP and replica.is_member:
-            result, view = self.register.cas(replica.view.alone(replica.incarnation))
-            if replica.role is not Role.BACKUP or not replica.is_member:
-                break
-            if result is Cas.WON:
-                self._bypass(view)
-                return "OK"
-            if result is Cas.LOST:
-                return "ERR the primary is alive and serves; it would have to be stopped first"
-            if clock.boot_ms() > deadline_ms:
-                return f"ERR undecided: {self.register.reason}; REPLICAOF NO ONE FORCE overrides it"
-            gevent.sleep(_RETRY_S)
-        return "OK" if replica.role is Role.PRIMARY else "ERR this node is no longer a member"
-
-    def follow(self, address: Address, asking: Connection) -> str:
-        """REPLICAOF host port (waits). What came of it, as the text of the reply to ``asking``,
-        the one connection that outlives the change."""
-        replica = self.replica
-        if replica.role is not Role.PRIMARY and address == self.peer_address and self.link:
-            return "OK Already connected to specified master"
-        outcome = ask(address, _ASK_TIMEOUT_S, "ASK")
-        if not isinstance(outcome, Answer):
-            return f"ERR {address} is {outcome.value}: it is not followed"
-        if outcome.incarnation == replica.incarnation:
-            return "ERR that is this very node"
-        serving = outcome.standing is Standing.SERVING
-        if replica.role is not Role.EMPTY and not (
-            serving and outcome.view.epoch > replica.view.epoch
-        ):
-            return (
-                f"ERR {address} is {outcome.standing.value} in epoch {outcome.view.epoch}, this "
-                f"node's is {replica.view.epoch}: only a serving node of a higher epoch is followed"
-            )
-        if outcome.has_backup and replica.role is Role.PRIMARY:
-            return f"ERR {address} has a backup already: this node would lose its state for nothing"
-        self._drop_link()
-        self.peer_address = address
-        log.warning("following %s on an operator's word", address)
-        if replica.role is Role.PRIMARY:
-            self._stand_down(sparing=asking)
-        elif replica.role is Role.BACKUP:
-            replica.renew_incarnation(new_incarnation())
-        self.node.role_changed()
+    def look_for_primary(self) -> None:
+        """Seek, unless a task runs already that will come to it."""
         self._run(self._seek)
-        return "OK"
 
-    def _drop_link(self) -> None:
+    def drop_link(self) -> None:
+        """Close the link, without a word to whoever watches it."""
         if self.link is not None:
             self.link.close()
             self.link = None

@@ -106,13 +106,13 @@ _REPLICAOF_FLAGS = ("admin", "noscript", "stale", "no_async_loading")
 )
 def replicaof(connection: Connection, argv: list[bytes]) -> bytes | None:
     """``REPLICAOF host port | NO ONE [FORCE]``"""
-    pairing = connection.node.pairing
+    by_hand = connection.node.by_hand
     words = [word.upper() for word in argv[1:]]
     if words[:2] == [b"NO", b"ONE"]:
         if words[2:] not in ([], [b"FORCE"]):
             return reading.SYNTAX_ERROR
         forced = len(words) == 3
-        _in_background(connection, lambda: pairing.promote_by_hand(force=forced))
+        _in_background(connection, lambda: by_hand.promote(force=forced))
         return None
     if len(words) != 2:
         return reading.SYNTAX_ERROR
@@ -125,7 +125,7 @@ def replicaof(connection: Connection, argv: list[bytes]) -> bytes | None:
         )
     except ValueError as error:
         return encoder.error(f"ERR {error}")
-    _in_background(connection, lambda: pairing.follow(address, connection))
+    _in_background(connection, lambda: by_hand.follow(address, connection))
     return None
 
 
