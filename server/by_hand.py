@@ -16,8 +16,8 @@ from .config import Address
 from .core.failover import Answer, Standing
 from .core.replica import Role
 from .core.view import Cas
-from .link import ask
-from .pairing import ASK_TIMEOUT_S, RETRY_S, Pairing, new_incarnation
+from .link import ASK_TIMEOUT_S, RETRY_S, ask
+from .pairing import Pairing, new_incarnation
 
 if TYPE_CHECKING:
     from .connection import Connection

@@ -23,6 +23,11 @@ from .config import Address
 from .core.failover import Answer, NoAnswer
 from .core.stream import PROTOCOL_VERSION, decode_answer
 
+ASK_TIMEOUT_S = 0.5
+"""How long one question to the peer may take."""
+RETRY_S = 0.05
+"""How soon it is asked again."""
+
 _OWN_FAULTS = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL)
 _RECEIVE_BYTES = 256 * 1024
 

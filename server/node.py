@@ -179,7 +179,7 @@ class Node:
         elif self.replica.holding:
             self.replica.hold_back(replies, size_bytes)
         else:  # in this very turn it was decided that this node goes on alone
-            self.pairing.release(replies)
+            self.pairing.feed.release(replies)
 
     def another_turn(self) -> None:
         """Have the loop turn once more before it sleeps."""

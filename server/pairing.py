@@ -1,4 +1,6 @@
-"""Pairing: how this node finds its peer, follows it or feeds it, and what it does when it is lost.
+"""Pairing: how this node finds its peer and follows it, and what it does when it is lost.
+
+(How a primary feeds its backup is ``feed.py``, what an operator may say is ``by_hand.py``.)
 
 The rules stand in the core (``failover.py``, ``replica.py``); here they meet sockets and clocks.
 What happens on the link happens in callbacks. What has to wait, for a dial or an answer, is one of
@@ -23,14 +25,14 @@ import gevent
 import hiredis
 
 from ..resp import encoder
-from ..resp.errors import ProtocolError
 from . import clock
 from .config import Address, Config
 from .core import limits, snapshot, stream
 from .core.failover import Answer, NoAnswer, Standing, Step, step_of_empty_node
-from .core.replica import BacklogOverrun, Diverged, Phase, Replica, Replies, Role, StaleStream
+from .core.replica import Diverged, Phase, Replica, Role, StaleStream
 from .core.view import Cas, View
-from .link import Link, ask, dial, reply_parser, request_parser
+from .feed import Feed
+from .link import ASK_TIMEOUT_S, RETRY_S, Link, ask, dial, reply_parser
 from .view_register import FailStop
 
 if TYPE_CHECKING:
@@ -39,12 +41,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-ASK_TIMEOUT_S = 0.5
-RETRY_S = 0.05
 _RETRY_FIRST_S = 0.002  # a process that is being killed may reset a dial or two before it refuses
 _JOIN_RETRY_MS_MAX = 1000
 _MILLISECONDS = re.compile(r"\d+ ms")
-_SUSPECT_AT = 0.75  # of the peer's time-out: early enough to have its answer when it is over
 
 
 def new_incarnation() -> str:
@@ -66,8 +65,7 @@ class Pairing:
         self.link_lost_ms = 0
         self.full_resyncs = 0
         self._greenlet: gevent.Greenlet[..., None] | None = None
-        self._cut: snapshot.Cut | None = None
-        self._joining: tuple[Connection, str, int] | None = None
+        self.feed = Feed(self, replica)
         self._joins_as = ""  # the incarnation under which this node has asked to join
         self._join_retry_ms = 0  # how long a refused JOIN is not repeated
         self._join_again_ms = 0  # not before this instant
@@ -116,12 +114,7 @@ class Pairing:
         """The turn's one write to the peer. Then, between two turns, whoever wants to join."""
         replica, link = self.replica, self.link
         if replica.role is Role.PRIMARY:
-            if link is not None:
-                self._feed(link)
-            else:
-                replica.end_turn()
-            if self._joining is not None:
-                self._attach(*self._joining)
+            self.feed.end_turn(link)
         elif link is not None:
             data = replica.ack() if replica.synced else b""
             if self._probe_due:
@@ -129,27 +122,6 @@ class Pairing:
                 data += encoder.pack((stream.PROBE, self._probe))
             if data:
                 link.write(data)
-
-    def _feed(self, link: Link) -> None:
-        """This turn's entries to the backup; some of the snapshot or the backlog to one that joins.
-
-        Any write may find that the backup is gone, and then ``link`` is closed and forgotten.
-        """
-        replica = self.replica
-        room = limits.CATCH_UP_BYTES_PER_TURN - link.unsent_bytes
-        if self._cut is not None and room > 0:
-            self._send_slices(link, self._cut, room)
-        try:
-            data = replica.end_turn(room)
-        except BacklogOverrun:
-            link.lose("it cannot keep up with the writes; a new snapshot is needed")
-            return
-        if data:
-            link.write(data)
-        if room > 0 and (self._cut is not None or replica.phase is Phase.CATCHING_UP):
-            self.node.another_turn()  # or the rest would wait for the next event
-        if link.unsent_bytes > limits.LINK_BYTES_MAX:
-            link.lose(f"it left {link.unsent_bytes} bytes of the stream unread")
 
     def tick(self, now_ms: int) -> None:
         """Every ``heartbeat_ms``: signs of life, and the watch over the peer's."""
@@ -160,7 +132,7 @@ class Pairing:
                 connection.close(f"its reply was held back for {limits.BLOCKED_MAX_MS} ms")
             if link is not None:
                 replica.beat()
-                self._watch_backup(link, now_ms)
+                self.feed.watch(link, now_ms)
         elif link is not None:
             self._probe += 1
             self._probe_due = True
@@ -169,171 +141,13 @@ class Pairing:
     def _watch_primary(self, link: Link, silent_ms: int) -> None:
         replica, timeout_ms = self.replica, self.node.config.promotion_timeout_ms
         if replica.is_member and self._promotes_itself():
-            if silent_ms > timeout_ms * _SUSPECT_AT:
-                self._suspect(f"the primary has been silent for {silent_ms} ms")
+            if silent_ms > timeout_ms * limits.SUSPECT_SHARE:
+                self.suspect(f"the primary has been silent for {silent_ms} ms")
         elif silent_ms > timeout_ms:
             if replica.is_member:  # the link is kept: whoever wakes up finds us where we were
-                self._say("the primary is silent; an operator may say REPLICAOF NO ONE here")
+                self.say("the primary is silent; an operator may say REPLICAOF NO ONE here")
             else:
                 link.lose(f"the primary has been silent for {silent_ms} ms")
-
-    def _watch_backup(self, link: Link, now_ms: int) -> None:
-        """A member has to acknowledge, one that joins has to get on: to talk is not enough."""
-        replica, timeout_ms = self.replica, self.node.config.backup_timeout_ms
-        assert replica.outbound is not None
-        since_ms = replica.outbound.oldest_unacked_ms or now_ms
-        if replica.phase >= Phase.PROPOSED:
-            if now_ms - since_ms > timeout_ms * _SUSPECT_AT:
-                self._suspect(
-                    f"the backup has not acknowledged anything for {now_ms - since_ms} ms"
-                )
-            return
-        if self._cut is not None or link.unsent_bytes:
-            since_ms = link.last_taken_ms
-        else:
-            since_ms = max(since_ms, link.last_drained_ms)
-        if now_ms - since_ms > timeout_ms:
-            link.lose(f"the joining backup has not got on for {now_ms - since_ms} ms")
-
-    # -- the primary's side of the link ----------------------------------------------------------
-
-    def join_request(self, connection: Connection, incarnation: str, port: int) -> bytes | None:
-        """``PEER JOIN``: a backup wants to be attached. Done between two turns; an error reply if
-        it cannot be. None: the connection becomes the link."""
-        replica = self.replica
-        if incarnation == replica.incarnation:
-            return encoder.error("ERR that is this very node")
-        if replica.role is not Role.PRIMARY:
-            return encoder.error(f"ERR this node is {replica.mode}, it has no stream to give")
-        if replica.phase is not Phase.NONE or self._joining is not None:
-            if (
-                replica.backup
-                and replica.phase >= Phase.PROPOSED
-                and self._is_known(connection, port)
-            ):
-                self._suspect("the backup asks to join under another incarnation")
-            return encoder.error("TRYAGAIN this primary has a backup")
-        self._joining = (connection, incarnation, port)
-        connection.pause()
-        return None
-
-    def _is_known(self, connection: Connection, port: int) -> bool:
-        """Whether the node that asks is the one at the address of the backup that we know."""
-        address = self.link.address if self.link else self.peer_address
-        return address is not None and address.port == port
-
-    def _attach(self, connection: Connection, incarnation: str, port: int) -> None:
-        self._joining = None
-        if connection.closed or self.replica.role is not Role.PRIMARY:
-            return
-        try:
-            host = connection.sock.getpeername()[0]
-        except OSError:
-            connection.close("it asked to join, and is gone")
-            return
-        sock = connection.detach("it is a replication link now")
-        link = Link(
-            self.node.loop, sock, request_parser(), self._on_backup_messages, self._on_backup_lost,
-            str(Address(host, port)),
-        )  # fmt: skip
-        link.address = Address(host, port)
-        self.link = link
-        self.peer_address = link.address
-        gevent.spawn(self._learn_address, link, incarnation)
-        self._cut = self.replica.attach(incarnation)
-        self.full_resyncs += 1
-        log.info(
-            "backup %s joins: sending it a snapshot of %d items at offset %d",
-            link.peer, self._cut.header.items, self._cut.header.offset,
-        )  # fmt: skip
-        link.write(self.replica.end_turn(0))
-        self.node.another_turn()
-
-    def _learn_address(self, link: Link, incarnation: str) -> None:
-        """Find out where to ask for this backup once its link is lost (waits): at the configured
-        address if it answers there, which may lead through a proxy; else where it says it is."""
-        configured = self.node.config.peer
-        while configured is not None and self.replica.backup == incarnation:
-            answer = ask(configured, ASK_TIMEOUT_S, "ASK")
-            is_it = isinstance(answer, Answer) and answer.incarnation == incarnation
-            if is_it and self.replica.backup == incarnation:
-                link.address = self.peer_address = configured
-            if is_it or self.replica.phase is Phase.MEMBER:
-                return
-            gevent.sleep(RETRY_S)  # it becomes that incarnation with the snapshot
-
-    def _send_slices(self, link: Link, cut: snapshot.Cut, room: int) -> None:
-        while room > 0:
-            fields = cut.slice(limits.SNAPSHOT_ITEMS_PER_SLICE)
-            if not fields:
-                self._close_cut()
-                self.replica.snapshot_sent()
-                return
-            payload = encoder.pack(tuple(fields))
-            link.write(encoder.pack((stream.ITEMS, payload)))
-            if link.closed:
-                return
-            room -= len(payload)
-
-    def _close_cut(self) -> None:
-        if self._cut is not None:
-            self._cut.close()
-            self._cut = None
-
-    def _on_backup_messages(self, link: Link, messages: Iterable[list[bytes]]) -> None:
-        try:
-            for message in messages:
-                if message[0] == stream.ACK:
-                    epoch, frame, offset = map(int, message[1:])
-                    self._on_ack(epoch, frame, offset)
-                elif message[0] == stream.PROBE:
-                    self.replica.echo(message[1])
-                else:
-                    raise ValueError(f"unknown message {message[0]!r}")
-                if link.closed:
-                    return
-        except (ValueError, IndexError, ProtocolError) as error:
-            link.lose(f"it does not keep to the protocol: {error}")
-
-    def _on_ack(self, epoch: int, frame: int, offset: int) -> None:
-        replica = self.replica
-        before = replica.phase
-        self.release(replica.on_ack(epoch, frame, offset))
-        if replica.phase is before and before is not Phase.REQUIRED:
-            return
-        if replica.phase is Phase.MEMBER:
-            self._say("backup %s is a member in epoch %d: paired", self._peer, replica.view.epoch)
-        proposal = replica.proposal()
-        if proposal is not None:
-            self._admit(proposal)
-
-    def _admit(self, proposal: View) -> None:
-        result, view = self.register.cas(proposal)
-        assert result is Cas.WON, "the only member of a view decides about it alone"
-        # A primary that was not told of its peer cannot ask it later: promotion is by hand then.
-        auto = self.node.config.peer is not None
-        self.replica.admit(view, may_promote_itself=auto)
-        log.info("backup %s has everything: epoch %d -> %d", self._peer, view.epoch - 1, view.epoch)
-
-    def _on_backup_lost(self, link: Link, why: str) -> None:
-        if link is not self.link:
-            return
-        replica = self.replica
-        self.link = None
-        self.link_lost_ms = clock.boot_ms()
-        self._close_cut()
-        log.warning("link to backup %s is lost: %s", link.peer, why)
-        if replica.phase >= Phase.PROPOSED:
-            replica.lose_link()
-            self._suspect("its link is lost")
-        elif replica.phase is not Phase.NONE:
-            self.release(replica.drop_joining_backup())
-            self._say("serving alone in epoch %d", replica.view.epoch)
-
-    def release(self, replies: Replies) -> None:
-        """Let replies go that no longer wait for the backup."""
-        for connection, data in replies:
-            connection.release(data)
 
     # -- the backup's side -----------------------------------------------------------------------
 
@@ -348,7 +162,7 @@ class Pairing:
         try:
             sock = dial(address, ASK_TIMEOUT_S)
         except OSError as error:
-            self._say("cannot reach the primary at %s: %s", address, error)
+            self.say("cannot reach the primary at %s: %s", address, error)
             return False
         if (
             replica.role is Role.PRIMARY
@@ -421,7 +235,7 @@ class Pairing:
         self._bootstrap = False
         self.full_resyncs += 1
         self.node.role_changed()
-        log.info("joining %s: a snapshot of %d items comes", self._peer, header.items)
+        log.info("joining %s: a snapshot of %d items comes", self.peer, header.items)
 
     def _on_view(self, message: list[bytes]) -> None:
         epoch, frame = int(message[1]), int(message[2])
@@ -429,10 +243,10 @@ class Pairing:
         self.replica.on_view(
             epoch, frame, message[3].decode(), message[4].decode(), message[5] == b"1"
         )
-        log.info("member of the view of %s: epoch %d -> %d: paired", self._peer, before, epoch)
+        log.info("member of the view of %s: epoch %d -> %d: paired", self.peer, before, epoch)
 
     def _on_refused(self, link: Link, why: str) -> None:
-        self._say("%s refuses this backup: %s", link.peer, why)
+        self.say("%s refuses this backup: %s", link.peer, why)
         link.close()
         self.link = None
         self._run(self._seek)
@@ -445,7 +259,7 @@ class Pairing:
         log.warning("link to primary %s is lost: %s", link.peer, why)
         self.node.role_changed()
         if self.replica.is_member and self._promotes_itself():
-            self._suspect("its link is lost")
+            self.suspect("its link is lost")
         else:
             if self.replica.is_member:
                 log.warning("not promoted by itself: an operator may say REPLICAOF NO ONE here")
@@ -455,7 +269,7 @@ class Pairing:
         return self.replica.may_promote_itself and self.node.config.failover == "auto"
 
     @property
-    def _peer(self) -> str:
+    def peer(self) -> str:
         return self.link.peer if self.link else str(self.peer_address)
 
     # -- looking for a primary -------------------------------------------------------------------
@@ -473,7 +287,7 @@ class Pairing:
                 seen = outcome.view.epoch if isinstance(outcome, Answer) else 0
                 self._begin_history(why, seen)
             elif step is Step.WAIT:
-                self._say("waiting for %s: %s", address, why)
+                self.say("waiting for %s: %s", address, why)
             elif clock.boot_ms() >= self._join_again_ms and self._join(address):
                 return
             if self._needs_primary():
@@ -521,9 +335,9 @@ class Pairing:
 
     # -- deciding about a peer that is lost ------------------------------------------------------
 
-    def _suspect(self, why: str) -> None:
+    def suspect(self, why: str) -> None:
         if self._greenlet is None:
-            log.warning("suspecting %s: %s", self._peer, why)
+            log.warning("suspecting %s: %s", self.peer, why)
             self._run(self._decide)
 
     def _decide(self) -> None:
@@ -544,7 +358,7 @@ class Pairing:
             elif result is Cas.LOST:
                 self._yield_to(view)
             else:
-                self._say("undecided about %s: %s", self._peer, self.register.reason)
+                self.say("undecided about %s: %s", self.peer, self.register.reason)
                 gevent.sleep(retry_s)
                 retry_s = min(2 * retry_s, RETRY_S, self.heartbeat_ms / 1000)
 
@@ -596,8 +410,8 @@ class Pairing:
         self.drop_link()
         replica.begin_turn(clock.boot_ms())
         if replica.role is Role.PRIMARY:
-            self._close_cut()
-            self.release(replica.go_alone(view))
+            self.feed.close_cut()
+            self.feed.release(replica.go_alone(view))
             log.warning(
                 "serving alone, epoch %d -> %d: the backup is out: %s",
                 view.epoch - 1, view.epoch, self.register.reason,
@@ -630,7 +444,7 @@ class Pairing:
 
     def stand_down(self, sparing: Connection | None = None) -> None:
         """This node is no longer the primary: its clients ask the other one."""
-        self._close_cut()
+        self.feed.close_cut()
         self.replica.stand_down(new_incarnation())
         self.node.close_clients("this node is no longer the primary", sparing)
 
@@ -672,7 +486,7 @@ class Pairing:
             self.link = None
         self.link_lost_ms = clock.boot_ms()
 
-    # -- helpers ---------------------------------------------------------------------------------
+    # -- the one task at a time ------------------------------------------------------------------
 
     def _run(self, task: Callable[[], None]) -> None:
         """Start ``task`` unless one runs already (that one looks at the new situation itself)."""
@@ -693,7 +507,7 @@ class Pairing:
         elif self._needs_primary():
             self._run(self._seek)
 
-    def _say(self, text: str, *arguments: object) -> None:
+    def say(self, text: str, *arguments: object) -> None:
         """Log what may come up again and again, once: durations alone make no news."""
         line = text % arguments
         news = _MILLISECONDS.sub("", line)

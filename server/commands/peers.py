@@ -43,5 +43,5 @@ def peer(connection: Connection, argv: list[bytes]) -> bytes | None:
         if verb == b"PROPOSE":
             return encode_answer(pairing.proposal_from_peer(incarnation, number))
         if verb == b"JOIN" and 0 < number < 65536:
-            return pairing.join_request(connection, incarnation, number)
+            return pairing.feed.join_request(connection, incarnation, number)
     return encoder.error("ERR malformed PEER request")

@@ -62,6 +62,10 @@ BLOCKED_MAX_MS = 10_000
 """A reply held back for longer has its connection closed: the client asks elsewhere, with the
 same request id. (With a peer time-out above this, clients are sent away before it ends.)"""
 
+SUSPECT_SHARE = 0.75
+"""A peer that hangs is asked after this share of its time-out: early enough to have its answer when
+that is over."""
+
 STALL_SHARE = 0.75
 """A loop that stood still for this share of its peer's time-out may have been bypassed."""
 
