@@ -53,6 +53,10 @@ class Address(NamedTuple):
             raise ConfigError(f"{text!r}: write an IPv6 address in brackets, as in [::1]:6379")
         elif any(character.isspace() or character in "/@," for character in host):
             raise ConfigError(f"{text!r}: {host!r} is not a host; write HOST:PORT, nothing around")
+        try:
+            host.encode("idna")
+        except UnicodeError:
+            raise ConfigError(f"{text!r}: {host!r} cannot be a host name") from None
         # isdecimal() alone would let through the digits of other scripts.
         if not (port.isascii() and port.isdecimal() and 1 <= int(port[:9]) <= PORT_MAX):
             raise ConfigError(f"{text!r}: the port must be a number from 1 to {PORT_MAX}")

@@ -171,6 +171,9 @@ cannot be looked up is not yet a peer that is gone."""
 
 def _connect(address: Address, timeout_s: float) -> Any:
     """Connect (waits). Raises OSError."""
+    address.host.encode(
+        "idna"
+    )  # raises ValueError here: in the resolver's thread nobody catches it
     try:
         sock = gevent.socket.create_connection((address.host, address.port), timeout_s)
     except socket.gaierror:
