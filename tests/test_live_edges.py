@@ -1,6 +1,6 @@
 """Where several rare things meet: full nodes, peers that talk nonsense, pauses, and names.
 
-Each of these was wrong once, and was found by reading rather than by running.
+Each of these was wrong once.
 """
 
 from __future__ import annotations
