@@ -13,9 +13,12 @@ SOURCE = Path(limits.__file__).read_text()
 BOUNDS = {name: value for name, value in vars(limits).items() if name.isupper()}
 
 
-def test_every_bound_is_a_positive_integer() -> None:
+def test_every_bound_is_a_positive_integer_or_a_share() -> None:
     assert len(BOUNDS) > 10
-    assert [name for name, value in BOUNDS.items() if type(value) is not int or value <= 0] == []
+    shares = {name: value for name, value in BOUNDS.items() if name.endswith("_SHARE")}
+    assert [name for name, share in shares.items() if not 0 < share < 1] == []
+    rest = {name: value for name, value in BOUNDS.items() if name not in shares}
+    assert [name for name, value in rest.items() if type(value) is not int or value <= 0] == []
 
 
 def test_every_bound_is_followed_by_its_reason() -> None:

@@ -97,9 +97,10 @@ OUTPUT_BYTES_MAX = 32 * 1024 * 1024
 sent before the first reply is read; beyond it the client is dropped."""
 
 PENDING_REQUESTS_MAX = 4_096
+"""Requests read behind a command that waits; beyond it the connection is not read."""
+
 PENDING_BYTES_MAX = 1024 * 1024
-"""Requests read behind a command that waits, and their bytes; beyond either the connection is not
-read."""
+"""And their bytes: small requests cost their number, large ones their size."""
 
 TURN_BUDGET_NS = 5_000_000
 """Time that one connection may take in one turn; the rest of its pipeline runs in the next."""
