@@ -589,7 +589,10 @@ class Book:
     def script(self, heard: Heard) -> bytes:
         command, name, request_id = heard.words[:3]
         number = int(request_id.rpartition(b":")[2])
-        assert number > self.numbers.get(heard.client, 0), "a number came twice"
+        last = self.numbers.get(heard.client, 0)
+        assert number != last, "a number came twice"
+        if number < last:  # its thread was slow: the request that undoes it was served first
+            return b"-REQUESTGONE a later request of this client was executed\r\n"
         self.numbers[heard.client] = number
         if command == b"LOCK":
             self.held[name] = request_id
