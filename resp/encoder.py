@@ -30,7 +30,6 @@ OK = b"+OK\r\n"
 PONG = b"+PONG\r\n"
 ZERO = b":0\r\n"
 ONE = b":1\r\n"
-EMPTY_ARRAY = b"*0\r\n"
 NULL = {2: b"$-1\r\n", 3: b"_\r\n"}
 
 pack = cast("Callable[[tuple[object, ...]], bytes]", hiredis.pack_command)

@@ -30,7 +30,7 @@ from .config import Address, Config
 from .core import limits, snapshot, stream
 from .core.failover import Answer, NoAnswer, Standing, Step, step_of_empty_node
 from .core.replica import Diverged, Phase, Replica, Role, StaleStream
-from .core.view import Cas, View
+from .core.view import Cas, View, ViewRegister
 from .feed import Feed
 from .link import ASK_TIMEOUT_S, RETRY_S, Link, ask, dial, reply_parser
 from .view_register import FailStop
@@ -59,7 +59,7 @@ class Pairing:
         self.node = node
         self.replica = replica
         self.peer_address: Address | None = config.peer
-        self.register = FailStop(replica, self._propose, self._silence)
+        self.register: ViewRegister = FailStop(replica, self._propose, self._silence)
         self.link: Link | None = None  # to the backup, or to the primary
         self.heartbeat_ms = _heartbeat_ms(config)
         self.link_lost_ms = 0

@@ -58,7 +58,6 @@ def test_the_ready_made_replies_are_what_the_encoder_would_make() -> None:
     assert encoder.PONG == encode(Status("PONG"))
     assert encoder.ZERO == encoder.integer(0) == encode(0)
     assert encoder.ONE == encoder.integer(1) == encode(1)
-    assert encoder.EMPTY_ARRAY == encode([])
     assert {protocol: encode(None, protocol) for protocol in (2, 3)} == encoder.NULL
     assert encoder.bulk(b"a\r\n") == encode(b"a\r\n")
     assert encoder.error("ERR no") == encode(Error("ERR no"))

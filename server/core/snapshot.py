@@ -93,8 +93,8 @@ class Cut:
             # What was saved comes first: the name may have been released and granted again.
             token, reqid, owner, granted_at_ms = saved_grants.get(name) or held[name]
             yield b"L", name, token, reqid, owner, granted_at_ms, b""
-        for generation, (records, names) in enumerate(clients):
-            for client in names:
+        for generation, (records, keys_of_clients) in enumerate(clients):
+            for client in keys_of_clients:
                 sequence, command, name, answer = saved_records.get(client) or records[client]
                 yield b"C", client, sequence, command, name, answer, generation
         for generation, (answers, keys) in enumerate(replies):

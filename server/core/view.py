@@ -28,10 +28,6 @@ class View(NamedTuple):
         """The next view, with ``node`` as one more member."""
         return View(self.epoch + 1, self.primary, (*self.members, node))
 
-    def without(self, node: str) -> tuple[str, ...]:
-        """The members other than ``node``."""
-        return tuple(member for member in self.members if member != node)
-
 
 NO_VIEW = View(0, "", ())
 """What a node knows that has never heard of a history."""
@@ -47,6 +43,9 @@ class Cas(Enum):
 
 class ViewRegister(Protocol):
     """Where the view is kept. Never in the path of a request."""
+
+    reason: str
+    """Why the last compare-and-set ended as it did, for the log."""
 
     def get(self) -> View:
         """The view as far as the register knows."""
