@@ -9,7 +9,19 @@ from hypothesis import strategies as st
 from test_state import Entry, batch_of, execute, forget, lock, new_state, random_history, unlock
 
 from holdfast.server.core import snapshot
-from holdfast.server.core.state import EPOCH, FORGET, LOCK, LOCK_WITH, UNDO, UNLOCK, State
+from holdfast.server.core.snapshot import digest
+from holdfast.server.core.state import (
+    DELETE,
+    EPOCH,
+    EXPIRE,
+    FORGET,
+    LOCK,
+    LOCK_WITH,
+    RENEW,
+    UNDO,
+    UNLOCK,
+    State,
+)
 
 
 def received(cut: snapshot.Cut, parts: list[bytes]) -> State:
@@ -41,6 +53,8 @@ def a_full_state() -> State:
     for n in range(4, 8):
         lock(state, b"new %d" % n, b"r%d" % n, b"me")
         unlock(state, b"none", b"@c%d:2" % n)
+    state.apply(LOCK_WITH, b"leased", b"r8", b"", b"5000")
+    state.apply(LOCK_WITH, b"passed", b"r9", b"", b"1000")
     state.stamp(3, 1_234)
     return state
 
@@ -51,15 +65,17 @@ def test_a_restored_snapshot_is_the_state_that_was_cut(size: int) -> None:
     cut = snapshot.Cut(state)
     copy = received(cut, walk(cut, size))
     cut.close()
-    assert copy.digest() == state.digest()
+    assert digest(copy) == digest(state)
     assert copy.replies.old_replies_since_ms == state.replies.old_replies_since_ms
+    assert copy.locks.held == state.locks.held and copy.locks.leases == state.locks.leases == 2
 
 
 def test_an_empty_state_has_an_empty_snapshot() -> None:
     state = new_state()
+    before = digest(state)
     cut = snapshot.Cut(state)
     assert cut.header.items == 0 and cut.slice(9) == []
-    assert received(cut, []).digest() == state.digest()
+    assert digest(received(cut, [])) == before
 
 
 def test_the_copy_goes_on_as_the_original_does() -> None:
@@ -69,7 +85,7 @@ def test_the_copy_goes_on_as_the_original_does() -> None:
     cut.close()
     for reqid in (b"r1", b"@c1:1", b"@c6:2", b"r99", b"@c6:3"):
         assert lock(copy, b"old 1", reqid) == lock(state, b"old 1", reqid)
-    assert copy.digest() == state.digest()
+    assert digest(copy) == digest(state)
 
 
 CHANGES: dict[str, list[Entry]] = {
@@ -118,25 +134,41 @@ CHANGES: dict[str, list[Entry]] = {
         (UNLOCK, b"none", b"r1", b"", b""),
         (LOCK, b"old 1", b"r1", b"", b""),
     ],
+    "a renewal": [(RENEW, b"leased", b"", b"1019", b"9000")],
+    "two renewals and an end": [
+        (RENEW, b"leased", b"", b"1019", b"9000"),
+        (RENEW, b"leased", b"", b"1019", b"9900"),
+        (DELETE, b"leased", b"", b"", b""),
+    ],
+    "a renewal of a later grant": [
+        (UNLOCK, b"leased", b"u", b"", b""),
+        (LOCK_WITH, b"leased", b"x", b"", b"6000"),
+        (RENEW, b"leased", b"", b"1022", b"9000"),
+    ],
+    "an expiry": [(EXPIRE, b"passed", b"", b"", b"")],
+    "an expiry and a new grant": [
+        (EXPIRE, b"passed", b"", b"", b""),
+        (LOCK_WITH, b"passed", b"x", b"you", b"7000"),
+    ],
     "a new epoch": [(EPOCH, b"", b"", b"", b"5000")],
 }
 
 
 @pytest.mark.parametrize("change", CHANGES)
-@pytest.mark.parametrize("sent_before", range(0, 18, 3))
+@pytest.mark.parametrize("sent_before", range(0, 24, 3))
 def test_a_change_during_the_walk_is_not_in_the_snapshot(change: str, sent_before: int) -> None:
     state = a_full_state()
-    digest = state.digest()
+    before = digest(state)
     cut = snapshot.Cut(state)
     first = cut.slice(sent_before)
     for entry in CHANGES[change]:
         execute(state, entry)
     copy = received(cut, ([pack(*first)] if first else []) + walk(cut))
     cut.close()
-    assert copy.digest() == digest
+    assert digest(copy) == before
     for entry in CHANGES[change]:
         execute(copy, entry)
-    assert copy.digest() == state.digest(), "and the backlog leads from one to the other"
+    assert digest(copy) == digest(state), "and the backlog leads from one to the other"
 
 
 slices = st.lists(st.tuples(st.integers(0, 6), st.integers(0, 4)), max_size=30)
@@ -151,7 +183,7 @@ def test_entries_and_slices_in_any_order_give_the_state_of_the_cut(
     state = new_state()
     for entry in history[:applied_before]:
         state.apply(*entry)
-    digest, at = state.digest(), applied_before
+    before, at = digest(state), applied_before
     cut = snapshot.Cut(state)
     parts = list[bytes]()
     for size, count in steps:
@@ -163,9 +195,9 @@ def test_entries_and_slices_in_any_order_give_the_state_of_the_cut(
         at += count
     copy = received(cut, parts + walk(cut, 3))
     cut.close()
-    assert copy.digest() == digest
+    assert digest(copy) == before
     copy.apply_batch(copy.offset + 1, 1, 50, *batch_of(history[applied_before:at]))
-    assert copy.digest() == state.digest()
+    assert digest(copy) == digest(state)
 
 
 def test_closing_leaves_no_trace_wherever_the_walk_stood() -> None:
@@ -178,16 +210,18 @@ def test_closing_leaves_no_trace_wherever_the_walk_stood() -> None:
         cut.close()
         assert state.locks.before_cut is None and state.replies.before_cut is None
         unlock(state, b"old 2", b"u2")
+        now = digest(state)
         again = snapshot.Cut(state)
-        assert received(again, walk(again)).digest() == state.digest()
+        assert digest(received(again, walk(again))) == now
         again.close()
 
 
 def test_there_is_one_cut_at_a_time() -> None:
     state = a_full_state()
     snapshot.Cut(state)
-    with pytest.raises(AssertionError):
-        snapshot.Cut(state)
+    for cut_again in (snapshot.Cut, snapshot.Digest):
+        with pytest.raises(AssertionError):
+            cut_again(state)
 
 
 def test_a_broken_slice_is_refused() -> None:
@@ -195,3 +229,82 @@ def test_a_broken_slice_is_refused() -> None:
         snapshot.load(new_state(), [b"L", b"a"])
     with pytest.raises(AssertionError):
         snapshot.load(new_state(), [b"?", b"a", b"1", b"r", b"o", b"1", b""])
+
+
+# -- digests --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [1, 2, 7, 1_000])
+def test_a_digest_in_slices_is_the_digest_in_one_go(size: int) -> None:
+    state = a_full_state()
+    expected = digest(state)
+    sliced = snapshot.Digest(state)
+    while sliced.advance(size):
+        pass
+    sliced.close()
+    assert (sliced.hexdigest(), sliced.offset) == (expected, state.offset)
+    assert len(expected) == 64 and state.locks.before_cut is None
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("taken_before", range(0, 24, 5))
+def test_changes_during_the_slices_make_no_difference(change: str, taken_before: int) -> None:
+    state = a_full_state()
+    expected, offset = digest(state), state.offset
+    sliced = snapshot.Digest(state)
+    sliced.advance(taken_before)
+    for entry in CHANGES[change]:
+        execute(state, entry)
+    while sliced.advance(3):
+        pass
+    sliced.close()
+    assert (sliced.hexdigest(), sliced.offset) == (expected, offset)
+    assert digest(state) != expected
+
+
+def test_a_digest_does_not_depend_on_the_order_of_the_tables() -> None:
+    state, other = a_full_state(), a_full_state()
+    for table in (other.locks.held, other.replies.clients, other.replies.replies):
+        for key in reversed(list(table)):
+            table[key] = table.pop(key)  # type: ignore[index, call-overload]
+    assert list(other.locks.held) != list(state.locks.held)
+    assert digest(other) == digest(state)
+
+
+def test_a_digest_sees_every_single_item_and_the_header() -> None:
+    seen = {digest(a_full_state())}
+    count = 1
+    for table_of in (
+        lambda state: state.locks.held,
+        lambda state: state.replies.clients,
+        lambda state: state.replies.old_clients,
+        lambda state: state.replies.replies,
+        lambda state: state.replies.old_replies,
+    ):
+        for key in list(table_of(a_full_state())):
+            state = a_full_state()
+            del table_of(state)[key]
+            seen.add(digest(state))
+            count += 1
+    for field in ("offset", "epoch", "time_ms"):
+        state = a_full_state()
+        setattr(state, field, getattr(state, field) + 1)
+        seen.add(digest(state))
+        count += 1
+    assert len(seen) == count
+
+
+def test_a_digest_tells_which_generation_an_answer_is_in() -> None:
+    """It decides when the answer is forgotten, so two nodes must agree on it."""
+    state, other = a_full_state(), a_full_state()
+    key, answer = next(iter(other.replies.replies.items()))
+    other.replies.old_replies[key] = answer
+    del other.replies.replies[key]
+    assert digest(other) != digest(state)
+
+
+def test_the_renewals_among_the_changes_are_of_current_grants() -> None:
+    for change in CHANGES:
+        state = a_full_state()
+        answers = [(entry[0], execute(state, entry)) for entry in CHANGES[change]]
+        assert (RENEW, 0) not in answers, change

@@ -15,14 +15,21 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from holdfast.server.core import limits, reply_cache
 from holdfast.server.core.reply_cache import Refused
+from holdfast.server.core.snapshot import digest
 from holdfast.server.core.state import (
     COMMAND_OF,
+    DELETE,
     EPOCH,
+    EXPIRE,
     FORGET,
     LOCK,
     LOCK_WITH,
+    REFUSE,
+    RENEW,
+    SHORT,
     UNDO,
     UNLOCK,
+    UNLOCK_GRANT,
     State,
 )
 
@@ -85,9 +92,14 @@ def random_history(seed: int, count: int) -> list[Entry]:
                     undone = b"@%d:%d" % (client, n - 1) if n > 1 else b"r1"
                 entry = (UNDO, name, reqid, b"", undone)
             case 5 | 6 | 7:
-                entry = (LOCK_WITH, name, reqid, b"me", b"")
-            case 8 | 9 | 10 | 11 | 12:
+                ends = dice.choice([b"", b"40", b"5000"])  # none, passed, to come
+                entry = (LOCK_WITH, name, reqid, dice.choice([b"me", b""]), ends)
+            case 8 | 9:
                 entry = (UNLOCK, name, reqid, b"", b"")
+            case 10:
+                entry = (REFUSE, name, reqid, b"", b"")
+            case 11 | 12:
+                entry = about_the_grant(dice, shadow, name, reqid)
             case _:
                 entry = (LOCK, name, reqid, b"", b"")
         before = shadow.offset
@@ -97,11 +109,26 @@ def random_history(seed: int, count: int) -> list[Entry]:
     return history
 
 
+def about_the_grant(dice: random.Random, state: State, name: bytes, reqid: bytes) -> Entry:
+    """What a primary could append about whoever holds ``name``."""
+    grant = state.locks.held.get(name, (77, b"", b"", 0, 0))
+    if 0 < grant[4] <= state.time_ms:
+        return (EXPIRE, name, b"", b"", b"")
+    token = b"%d" % dice.choice([grant[0], 77])
+    return dice.choice(
+        [
+            (RENEW, name, b"", token, b"%d" % dice.randrange(60, 9_000)),
+            (UNLOCK_GRANT, name, reqid, b"", token),
+            (DELETE, name, b"", b"", b""),
+        ]
+    )
+
+
 def batch_of(history: list[Entry]) -> tuple[bytes, list[bytes]]:
     """Kinds and fields of a batch, as the primary seals it."""
     fields = list[bytes]()
     for kind, name, reqid, owner, argument in history:
-        fields += (name, reqid) if kind in (LOCK, UNLOCK) else (name, reqid, owner, argument)
+        fields += (name, reqid) if kind in SHORT else (name, reqid, owner, argument)
     return bytes(kind for kind, *_ in history), fields
 
 
@@ -112,7 +139,7 @@ def test_the_same_entries_give_the_same_answers_and_digest() -> None:
     history = random_history(SEED, 400)
     first, second = new_state(), new_state()
     assert [first.apply(*entry) for entry in history] == [second.apply(*e) for e in history]
-    assert first.digest() == second.digest()
+    assert digest(first) == digest(second)
 
 
 @pytest.mark.parametrize("size", [1, 3, 50, 400])
@@ -125,7 +152,7 @@ def test_a_batch_is_applied_as_its_entries_one_by_one(size: int) -> None:
         expected = [alone.apply(*entry) for entry in part]
         answers = batched.apply_batch(batched.offset + 1, 2, 60 + start, *batch_of(part))
         assert list(answers) == expected
-    assert batched.digest() == alone.digest()
+    assert digest(batched) == digest(alone)
 
 
 def test_another_process_with_another_hash_seed_gets_the_same_digest() -> None:
@@ -133,7 +160,8 @@ def test_another_process_with_another_hash_seed_gets_the_same_digest() -> None:
         "import sys; sys.path.insert(0, sys.argv[1]); import test_state as t\n"
         "state = t.new_state()\n"
         "answers = [state.apply(*entry) for entry in t.random_history(t.SEED, 400)]\n"
-        "print(state.digest(), sum(answers))"
+        "from holdfast.server.core.snapshot import digest; "
+        "print(digest(state), sum(answers))"
     )
     said = set[str]()
     for seed in ("0", "1", "4242"):
@@ -147,14 +175,19 @@ def test_another_process_with_another_hash_seed_gets_the_same_digest() -> None:
 
 
 def test_the_digest_tells_states_apart() -> None:
-    states = [new_state() for _ in range(7)]
+    states = [new_state() for _ in range(12)]
     lock(states[1], b"a", b"r1")
     lock(states[2], b"a", b"r1", b"me")
     lock(states[3], b"a", b"@c:1")
     unlock(states[4], b"a", b"r1")
     states[5].stamp(2, 50)
     states[6].stamp(1, 51)
-    assert len({state.digest() for state in states}) == 7
+    states[7].apply(LOCK_WITH, b"a", b"r1", b"", b"100")
+    states[8].apply(LOCK_WITH, b"a", b"r1", b"", b"101")
+    states[9].apply(REFUSE, b"a", b"r1")
+    states[10].apply(LOCK_WITH, b"r1", b"a")  # the fields of states[1], elsewhere
+    states[11].history = "another"
+    assert len({digest(state) for state in states}) == 12
 
 
 # -- answers --------------------------------------------------------------------------------------
@@ -163,9 +196,9 @@ def test_the_digest_tells_states_apart() -> None:
 def test_a_grant_answers_its_own_offset_as_the_fencing_token() -> None:
     state = new_state()
     assert lock(state, b"a", b"r1") == 1_001
-    assert state.locks.held[b"a"] == (1_001, b"r1", b"r1", 50)
+    assert state.locks.held[b"a"] == (1_001, b"r1", b"r1", 50, 0)
     assert lock(state, b"b", b"r2", b"me") == 1_002
-    assert state.locks.held[b"b"] == (1_002, b"r2", b"me", 50)
+    assert state.locks.held[b"b"] == (1_002, b"r2", b"me", 50, 0)
 
 
 @pytest.mark.parametrize("reqid", [b"r2", b"@c:2"])
@@ -203,6 +236,45 @@ def test_one_opaque_id_may_serve_a_lock_and_an_unlock_and_other_names() -> None:
     assert lock(state, b"b", b"r1") == 1_002
     assert unlock(state, b"a", b"r1") == 1
     assert lock(state, b"a", b"r1") == 1_001  # the first answer
+
+
+def test_an_owner_is_the_request_id_unless_it_is_given() -> None:
+    state = new_state()
+    state.apply(LOCK_WITH, b"a", b"r1", b"", b"900")
+    state.apply(LOCK_WITH, b"b", b"r2", b"me", b"")
+    assert state.locks.held[b"a"] == (1_001, b"r1", b"r1", 50, 900)
+    assert state.locks.held[b"b"] == (1_002, b"r2", b"me", 50, 0)
+
+
+def test_an_unlock_with_a_token_releases_that_grant_only_and_is_remembered() -> None:
+    state = new_state()
+    token = lock(state, b"a", b"r1")
+    assert execute(state, (UNLOCK_GRANT, b"a", b"u1", b"", b"999")) == 0
+    assert execute(state, (UNLOCK_GRANT, b"a", b"u2", b"", b"%d" % token)) == 1
+    again = lock(state, b"a", b"r2")
+    assert execute(state, (UNLOCK_GRANT, b"a", b"u2", b"", b"%d" % again)) == 1, "the first answer"
+    assert unlock(state, b"a", b"u1") == 0, "the same request: command, name and id agree"
+    assert state.locks.held[b"a"][0] == again
+
+
+@pytest.mark.parametrize("reqid", [b"r2", b"@c:2"])
+def test_a_wait_that_is_over_is_a_refusal_of_that_very_request(reqid: bytes) -> None:
+    state = new_state()
+    assert execute(state, (REFUSE, b"a", reqid, b"", b"")) == 0
+    assert lock(state, b"a", reqid) == 0 and b"a" not in state.locks.held
+
+
+def test_what_has_no_request_id_is_not_remembered() -> None:
+    state = new_state()
+    state.apply(LOCK_WITH, b"a", b"r1", b"", b"60")
+    token = state.locks.held[b"a"][0]
+    before = dict(state.replies.replies)
+    assert state.apply(RENEW, b"a", b"", b"%d" % token, b"90") == 1
+    assert state.apply(RENEW, b"a", b"", b"%d" % (token + 1), b"99") == 0
+    state.stamp(1, 90)
+    assert state.apply(EXPIRE, b"a", b"") == 1
+    assert state.apply(DELETE, b"a", b"") == 0
+    assert state.replies.replies == before and state.offset == token + 4
 
 
 # -- UNLOCK ... REQUEST ---------------------------------------------------------------------------
@@ -336,6 +408,18 @@ def test_an_unknown_kind_of_entry_is_never_skipped() -> None:
         new_state().apply(FORGET, b"", b"", b"", b"x")
 
 
+def test_a_lease_is_never_ended_early_not_even_by_an_entry() -> None:
+    state = new_state()
+    state.apply(LOCK_WITH, b"a", b"r1", b"", b"100")
+    state.apply(LOCK, b"b", b"r2")
+    for name, time_ms in ((b"a", 99), (b"b", 10**9), (b"c", 10**9)):
+        state.stamp(1, max(state.time_ms, time_ms))
+        with pytest.raises(AssertionError):
+            state.apply(EXPIRE, name, b"")
+        assert len(state.locks.held) == 2
+    assert state.apply(EXPIRE, b"a", b"") == 1
+
+
 def test_an_older_request_of_a_client_is_never_applied() -> None:
     state = new_state()
     lock(state, b"a", b"@c:5")
@@ -409,7 +493,7 @@ class StateAgainstModel(RuleBasedStateMachine):
         kind, name, reqid, _, argument = entry
         command = b"L" if COMMAND_OF[kind] == LOCK else b"U"
         expected = self.model.recall(command, name, reqid)
-        digest = self.state.digest()
+        before = digest(self.state)
         answer = execute(self.state, entry)
         if expected is None:
             if command == b"L":
@@ -420,7 +504,7 @@ class StateAgainstModel(RuleBasedStateMachine):
             self.expected.append(expected)
             self.sent.append((entry, expected))
         else:
-            assert self.state.digest() == digest, "a repeat changes nothing (I11)"
+            assert digest(self.state) == before, "a repeat changes nothing (I11)"
         assert answer == expected
 
     @rule(name=names, reqid=opaque_ids)
@@ -456,9 +540,9 @@ class StateAgainstModel(RuleBasedStateMachine):
     @rule(data=st.data())
     def a_late_copy(self, data: st.DataObject) -> None:
         entry, first = data.draw(st.sampled_from(self.sent))
-        digest = self.state.digest()
+        before = digest(self.state)
         assert execute(self.state, entry) in (first, Refused.REQUEST_GONE)
-        assert self.state.digest() == digest
+        assert digest(self.state) == before
 
     @rule(table=st.sampled_from([b"r", b"c"]))
     def a_period_passes(self, table: bytes) -> None:
@@ -490,7 +574,7 @@ class StateAgainstModel(RuleBasedStateMachine):
             answers = backup.apply_batch(backup.offset + 1, 1, 50, *batch_of(pending))
             assert list(answers) == expected
             self.pending, self.expected = [], []
-        assert backup.digest() == self.state.digest()
+        assert digest(backup) == digest(self.state)
 
     @invariant()
     def the_holders_agree(self) -> None:

@@ -4,18 +4,27 @@ A transcript is a list of blocks, each of them a command (or several), ``----``,
 drives two replicas back to back (``harness/replicas.py``): P, which begins as primary, and B.
 
     nodes [min-backups]             two new nodes; P begins a history
-    P lock CLIENT NAME REQID [OWNER]        requests, to the node named; likewise
+    P lock CLIENT NAME REQID [PX MS] [WAIT MS] [OWNER OWNER]    requests, to the node named
     P unlock CLIENT NAME REQID
+    P unlock-grant CLIENT NAME REQID TOKEN  (UNLOCK ... TOKEN)
     P undo CLIENT NAME REQID OLD-REQID      (UNLOCK ... REQUEST)
+    P renew CLIENT NAME TOKEN MS
+    P verify CLIENT NAME TOKEN
+    P delete CLIENT NAME
     P inspect CLIENT NAME
+    P hang up CLIENT                the client's connection is gone
     turn                            the primary's loop turn ends: its frame goes on the wire
+    P turn                          the same on a node that is alone
     deliver [first]                 the backup reads all that lies on the wire, or one message
     ack                             the primary reads what the backup has sent
     settle                          turn, deliver, ack, until nothing is under way
     link [NAME]                     the other node asks to join, under a new name if there is one
     lose link                       it breaks; what is on the wire is lost
     P go alone | promote | force | stand down NAME | stall | forget
-    P sleep MS
+    P sleep MS                      its next turn begins so much later
+    P input is unread | read        whether the sockets are empty at the ends of its turns
+    P due                           when the core wants its next turn to end
+    P room ENTRIES                  so many may be appended until an ack comes
     P is proposed by NAME EPOCH     a peer proposes a view of itself alone
     P state                         what the node knows
 
@@ -34,11 +43,29 @@ from harness.replicas import Pair, SimNode, fields_of, messages_of, pack
 
 from holdfast.server.core import stream
 from holdfast.server.core.replica import Diverged, Role, StaleStream
-from holdfast.server.core.state import COMMAND_OF, EPOCH, FORGET, LOCK, LOCK_WITH, UNDO, UNLOCK
+from holdfast.server.core.state import (
+    COMMAND_OF,
+    DELETE,
+    EPOCH,
+    EXPIRE,
+    FORGET,
+    LOCK,
+    LOCK_WITH,
+    REFUSE,
+    RENEW,
+    SHORT,
+    UNDO,
+    UNLOCK,
+    UNLOCK_GRANT,
+)
 
+REQUESTS = (
+    "lock", "unlock", "unlock-grant", "undo", "renew", "verify", "delete", "inspect",
+)  # fmt: skip
 SCENARIOS = sorted((Path(__file__).parent / "scenarios").glob("*.txt"))
 KINDS = {
-    LOCK: "LOCK", LOCK_WITH: "LOCK", UNLOCK: "UNLOCK", UNDO: "UNDO", EPOCH: "EPOCH",
+    LOCK: "LOCK", LOCK_WITH: "LOCK", UNLOCK: "UNLOCK", UNLOCK_GRANT: "UNLOCK GRANT", UNDO: "UNDO",
+    REFUSE: "REFUSE", RENEW: "RENEW", EXPIRE: "EXPIRE", DELETE: "DELETE", EPOCH: "EPOCH",
     FORGET: "FORGET",
 }  # fmt: skip
 
@@ -49,7 +76,7 @@ def entries_of(payload: bytes) -> str:
     field = iter(fields)
     shown = list[str]()
     for kind in kinds:
-        words = [next(field) for _ in range(2 if kind in (LOCK, UNLOCK) else 4)]
+        words = [next(field) for _ in range(2 if kind in SHORT else 4)]
         shown.append(" ".join([KINDS[kind], *(word.decode() for word in words if word)]))
     return ", ".join(shown)
 
@@ -178,8 +205,20 @@ class Runner:
 
     def on_node(self, node: SimNode, words: list[str]) -> None:
         match words:
-            case ["lock" | "unlock" | "undo" | "inspect" as request, *arguments]:
-                getattr(node, request)(*arguments)
+            case [request, *arguments] if request in REQUESTS:
+                getattr(node, request.replace("-", "_"))(*arguments)
+            case ["hang", "up", client]:
+                node.hang_up(client)
+            case ["turn"]:
+                assert node.end_turn() == b"", "it is alone"
+            case ["input", "is", state]:
+                node.input_is_read = {"read": True, "unread": False}[state]
+            case ["due"]:
+                due_ms = node.due_in_ms
+                said = "nothing is due" if due_ms is None else f"something is due in {due_ms} ms"
+                self.effects.append(said)
+            case ["room", entries]:
+                node.replica.offset_limit = node.replica.state.offset + int(entries)
             case ["go", "alone"]:
                 node.go_alone()
             case ["promote"]:
@@ -212,11 +251,19 @@ class Runner:
             f"offset {state.offset}, {len(replica.held_back)} turns held back"
             + (", stalled" if replica.stalled else "")
         )
-        for name, (token, reqid, owner, at_ms) in sorted(state.locks.held.items()):
+        for name, (token, reqid, owner, at_ms, expires_at_ms) in sorted(state.locks.held.items()):
             self.effects.append(
                 f"{name.decode()}: token {token}, request {reqid.decode()}, "
                 f"owner {owner.decode()}, since {at_ms}"
+                + (f", until {expires_at_ms}" if expires_at_ms else "")
             )
+        queue = replica.executor.queue
+        for name in sorted(queue.lines):
+            line = [
+                f"{waiter.reqid.decode()} of {' and '.join(waiter.tickets) or 'nobody'}"
+                for waiter in queue.line(name)
+            ]
+            self.effects.append(f"{name.decode()}: in line {', '.join(line)}")
 
 
 Block = tuple[list[str], list[str]]

@@ -15,6 +15,9 @@ with three of them still fits in a network packet or two."""
 LOCKS_MAX = 4_000_000
 """Locks held at a time: about 1.2 GB. Beyond it a grant is refused, nothing is evicted."""
 
+LEASE_MS_MAX = 365 * 86_400_000
+"""Length of a lease: a year. What is meant to be held for longer is held without one."""
+
 SEQUENCE_MAX = 2**63 - 1
 """Largest n of an ``@client:n`` request id: fits a signed 64-bit integer everywhere."""
 
@@ -34,11 +37,59 @@ REPLIES_MAX = 262_144
 """Opaque request ids remembered, in two generations of half: about 70 MB. At least the last half
 of this number is always there, whatever the rate."""
 
+# -- waiting and leases -----------------------------------------------------------------------
+
+WAIT_MS_MAX = 86_400_000
+"""How long a request may stand in line: a day."""
+
+WAITERS_MAX = 200_000
+"""Requests in line, over all locks: about 150 MB. (Each has a connection, or had one a moment ago;
+a repeat joins the wait that there is.)"""
+
+WAITERS_PER_LOCK_MAX = 100_000
+"""Requests in line for one lock: ten times what may be connected."""
+
+WAITER_GRACE_MS = 2_000
+"""How long the place of a waiter whose connection is gone is kept: longer than a client's backoff
+before it connects again."""
+
+INSPECT_WAITERS_MAX = 100
+"""Waiters that INSPECT lists; their number it always tells."""
+
+DUE_PER_TURN = 500
+"""Leases ended, and waits, in one turn of the loop without being asked: two milliseconds."""
+
+LATE_MS = 10
+"""A turn that begins this much after something was due is late: queued input is read first. Less
+than the 20 ms within which a waiter is granted what has expired."""
+
+LATE_INPUT_MS = 1_000
+"""For how long at most that holds expiry up, with clients that send faster than they are served."""
+
+STEP_UNDER_WAY_MS = 10
+"""How soon to look again whether the backup has acknowledged the last step."""
+
+WALK_KEPT_MS = 60_000
+"""How long the copy of the lists that a walk goes through is kept for its next page."""
+
+LOCKS_PAGE_MAX = 1_000
+"""Locks that one LOCKS may list (COUNT). It lists fewer when its time is up (TURN_BUDGET_NS)."""
+
+DIGEST_ITEMS_PER_SLICE = 1_000
+"""Items of the state that DEBUG DIGEST takes in at a time: three milliseconds."""
+
+NAMES_MAX = 1_000
+"""Names in one DEL or EXISTS."""
+
 # -- the stream -------------------------------------------------------------------------------
 
 UNACKED_ENTRIES_MAX = 262_144
 """Entries appended and not yet acknowledged by the backup. Beyond it work is refused with
 TRYAGAIN. A promotion skips more offsets than this, so a lost entry's token is never used again."""
+
+ENTRIES_PER_REQUEST_MAX = 8
+"""Entries that one request may append: its own, the end of an earlier wait of its client, an
+expiry, and the grants to who stood in line."""
 
 LINK_BYTES_MAX = 64 * 1024 * 1024
 """Bytes queued on the link for a backup that does not read. Beyond it the link is closed."""
@@ -105,6 +156,10 @@ PENDING_BYTES_MAX = 1024 * 1024
 TURN_BUDGET_NS = 5_000_000
 """Time that one connection may take in one turn; the rest of its pipeline runs in the next."""
 
+KEEPALIVE_IDLE_S = 60
+"""Silence of a client after which TCP asks whether its machine is still there; it is given up after
+as long again."""
+
 LISTEN_QUEUE_MAX = 1_024
 """Connections that the kernel may hold for us to accept."""
 
@@ -120,6 +175,7 @@ SLOWLOG_LENGTH_MAX = 1_024
 GLOBS_BYTES_MAX = 512
 """Patterns of one request in all: each is matched against many names, in this turn of the loop."""
 
+assert DUE_PER_TURN + ENTRIES_PER_REQUEST_MAX < UNACKED_ENTRIES_MAX // 4, "expiry leaves room"
 assert BACKLOG_BYTES_MAX > 16 * CATCH_UP_BYTES_PER_TURN, "a joining backup must be able to catch up"
 assert REPLIES_MAX % 2 == 0, "two generations of half"
 assert NAME_BYTES_MAX * 4 < 64 * 1024, "every valid request fits in an inline command"

@@ -24,13 +24,11 @@ C1  (I6) Held-back replies are data: a queue of (frame, connection, bytes). They
     the current epoch, or when this node is decided to be alone.
 C2  (I6) A node that stands down closes the connections of its held-back replies. It never turns
     one into an error that reads as "not done".
-C3  (I4) A repeat is recognised before anything else is decided about a request.
-C4  (I11) What is refused with TRYAGAIN or NOREPLICAS was refused before anything was appended.
-C5  (I3) A message of a lower epoch is refused, by either side.
-C6  A node that discards its state takes a new incarnation: its old acks are promises that it can
+C3  (I3) A message of a lower epoch is refused, by either side.
+C4  A node that discards its state takes a new incarnation: its old acks are promises that it can
     no longer keep.
 
-Nothing here does IO or reads a clock: times are arguments (CLOCK_BOOTTIME in milliseconds), bytes
+Nothing here does IO or knows a clock: times are arguments (CLOCK_BOOTTIME in milliseconds), bytes
 to be sent are returned by ``end_turn``. State time is CLOCK_BOOTTIME plus ``_clock_offset_ms``; a
 promoted backup continues from the last entry's time plus what has passed since it arrived, so
 state time is never ahead of real time and no lease ends early (I8).
@@ -39,18 +37,25 @@ state time is never ahead of real time and no lease ends early (I8).
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from enum import Enum, IntEnum
 from typing import Any
 
 from ...resp.encoder import pack
 from . import limits, snapshot, stream
 from .backlog import Batch
+from .executor import Executor
 from .failover import Answer, Standing
 from .reply_cache import Refused
-from .state import COMMAND_OF, EPOCH, FORGET, LOCK, State
+from .state import EPOCH, FORGET, SHORT, State
 from .view import NO_VIEW, View
 
 _UNLIMITED = 2**63
+# A request that is let through may append a few entries more than one; and what is due without
+# being asked has its share: one step at a time (an end and a grant each) is under way.
+_UNACKED_LIMIT = (
+    limits.UNACKED_ENTRIES_MAX - limits.ENTRIES_PER_REQUEST_MAX - 3 * limits.DUE_PER_TURN
+)
 
 
 class Role(Enum):
@@ -77,7 +82,7 @@ class Diverged(Exception):
 
 
 class StaleStream(Exception):
-    """A message of a lower epoch than ours (C5)."""
+    """A message of a lower epoch than ours (C3)."""
 
 
 Replies = list[tuple[Any, bytes]]
@@ -90,18 +95,25 @@ HeldBack = tuple[int, int, Replies, int]
 class Replica:
     """One node's part in the pair."""
 
-    def __init__(self, incarnation: str, min_backups: int = 0) -> None:
+    def __init__(
+        self,
+        incarnation: str,
+        min_backups: int = 0,
+        clock: Callable[[], int] | None = None,
+    ) -> None:
+        """``clock`` gives CLOCK_BOOTTIME in milliseconds; without one, turns take no time."""
         self.incarnation = incarnation
+        self._now_ms: int = 0
+        self._clock = clock or (lambda: self._now_ms)
         self.min_backups = min_backups
         self.role = Role.EMPTY
         self.view = NO_VIEW
-        self.state = State("", 0, 0, 0)
+        self.state: State = State("", 0, 0, 0)
         self.heard_of_history = False
         self.stalled = False  # F4 of failover.py
         self.stalls = 0  # how often
-        self.granted_count = 0  # locks granted and refused here, repeats not counted
-        self.refused_count = 0
         # As primary:
+        self.executor = Executor(self)
         self.phase = Phase.NONE
         self.backup = ""  # incarnation of the attached (or lost, undecided) backup
         self.holding = False  # whether replies that depend on the state are held back
@@ -113,12 +125,11 @@ class Replica:
         self._frame = 0  # goes on over all backups
         self._required_frame = 0
         self._stalled_at_frame = 0
-        self._offset_limit = _UNLIMITED
-        self._no_grants: Refused | None = None
+        self.offset_limit = _UNLIMITED  # from here on nothing is appended for requests
+        self.no_grants: Refused | None = None  # why no lock is granted at present
         self._beat_wanted = False
         self._messages: list[bytes] = []  # to be sent at the end of this turn
         self._clock_offset_ms = 0
-        self._now_ms = 0
         # The entries of this turn (first_offset 0: none yet):
         self._first_offset = 0
         self._kinds = bytearray()
@@ -137,42 +148,31 @@ class Replica:
     def begin_turn(self, now_ms: int) -> None:
         """A turn of the event loop begins: all that happens in it happens now."""
         self._now_ms = now_ms
-        self._review_grants()
+        if self.role is Role.PRIMARY:
+            self._review_grants()
+            self.executor.begin_turn()
 
     def _review_grants(self) -> None:
         """Whether locks may be granted. Looked at once a turn and when the phase changes, not for
         every request: the bound on their number may be passed by one turn's worth."""
         if self.min_backups and (self.phase is not Phase.MEMBER or self.blocked):
-            self._no_grants = Refused.NO_REPLICAS
+            self.no_grants = Refused.NO_REPLICAS
         elif len(self.state.locks.held) >= limits.LOCKS_MAX:
-            self._no_grants = Refused.LOCKS_FULL
+            self.no_grants = Refused.LOCKS_FULL
         else:
-            self._no_grants = None
+            self.no_grants = None
 
-    def request(
+    def append(
         self, kind: int, name: bytes, reqid: bytes, owner: bytes = b"", argument: bytes = b""
-    ) -> int | Refused:
-        """Execute a well-formed LOCK, UNLOCK, ... at most once; its answer, or why not."""
-        state = self.state
-        command = COMMAND_OF[kind]
-        known = state.replies.recall(command, name, reqid)
-        if known is not None:
-            return known
-        if state.offset >= self._offset_limit or self.overflows:
-            return Refused.TRY_AGAIN
-        if self._no_grants is not None and command == LOCK:
-            return self._no_grants
+    ) -> int:
+        """Apply an entry here, and have it go to the backup with this turn; its answer."""
         if not self._first_offset:
-            self._open_batch()
-        answer = state.apply(kind, name, reqid, owner, argument)
-        if command == LOCK:
-            if answer:
-                self.granted_count += 1
-            else:
-                self.refused_count += 1
+            self._first_offset = self.state.offset + 1
+            self.state.stamp(self.view.epoch, self.state_time_ms())
+        answer = self.state.apply(kind, name, reqid, owner, argument)
         if self.outbound is not None:
             self._kinds.append(kind)
-            if kind == command:
+            if kind in SHORT:
                 self._fields += (name, reqid)
             else:
                 self._fields += (name, reqid, owner, argument)
@@ -226,7 +226,7 @@ class Replica:
         outbound = self.outbound
         is_new = outbound.on_ack(frame, offset)
         if self.phase >= Phase.REQUIRED:
-            self._offset_limit = outbound.acked_offset + limits.UNACKED_ENTRIES_MAX
+            self.offset_limit = outbound.acked_offset + _UNACKED_LIMIT
         if self.stalled and frame > self._stalled_at_frame:
             self.stalled = False
         if self.phase is Phase.SNAPSHOT:
@@ -245,10 +245,6 @@ class Replica:
         if len(turns) == 1:
             return turns[0]
         return [reply for replies in turns for reply in replies]
-
-    def _open_batch(self) -> None:
-        self._first_offset = self.state.offset + 1
-        self.state.stamp(self.view.epoch, self.state_time_ms())
 
     def _seal(self, outbound: stream.Outbound) -> Batch:
         batch = outbound.seal(
@@ -282,26 +278,31 @@ class Replica:
     def forget(self) -> None:
         """Append the entries that are due: forgetting what is old enough (R4)."""
         assert self.role is Role.PRIMARY
-        if self.state.offset >= self._offset_limit:
+        if self.state.offset >= self.offset_limit:
             return
         replies, now_ms = self.state.replies, self.state_time_ms()
         if replies.replies_due(now_ms):
-            self._append(FORGET, b"r")
+            self.append(FORGET, b"", b"", b"", b"r")
         if replies.clients_due(now_ms):
-            self._append(FORGET, b"c")
-
-    def _append(self, kind: int, argument: bytes) -> None:
-        if not self._first_offset:
-            self._open_batch()
-        answer = self.state.apply(kind, b"", b"", b"", argument)
-        if self.outbound is not None:
-            self._kinds.append(kind)
-            self._fields += (b"", b"", b"", argument)
-            self._answers.append(answer)
+            self.append(FORGET, b"", b"", b"", b"c")
 
     def state_time_ms(self) -> int:
         """State time of this turn (for a backup: an estimate that is never ahead)."""
         return max(self._now_ms + self._clock_offset_ms, self.state.time_ms)
+
+    def real_time_ms(self) -> int:
+        """State time at this instant: from when on something lasts that begins now."""
+        return max(self._clock() + self._clock_offset_ms, self.state.time_ms)
+
+    def has_acked(self, offset: int) -> bool:
+        """Whether nothing up to ``offset`` is on its way to a backup whose acks are waited for."""
+        return self.phase < Phase.REQUIRED or (
+            self.outbound is not None and self.outbound.acked_offset >= offset
+        )
+
+    def entry_time_ms(self) -> int:
+        """The time that an entry appended now is stamped with: one for all of a turn."""
+        return self.state.time_ms if self._first_offset else self.state_time_ms()
 
     # -- the primary and its backup --------------------------------------------------------------
 
@@ -338,7 +339,7 @@ class Replica:
             outbound.backlog.clear()
             self.phase = Phase.REQUIRED
             self.holding = True
-            self._offset_limit = outbound.acked_offset + limits.UNACKED_ENTRIES_MAX
+            self.offset_limit = outbound.acked_offset + _UNACKED_LIMIT
             self._required_frame = self._frame_message(stream.BEAT, self.state.offset)
 
     def proposal(self) -> View | None:
@@ -408,7 +409,7 @@ class Replica:
         self._first_offset = 0
         self._review_grants()
         self._beat_wanted = False
-        self._offset_limit = _UNLIMITED
+        self.offset_limit = _UNLIMITED
         self._clear_entries()
         self._messages.clear()
         released = [reply for _, _, replies, _ in self.held_back for reply in replies]
@@ -430,7 +431,7 @@ class Replica:
     def load(
         self, epoch: int, primary: str, header: snapshot.Header, incarnation: str = ""
     ) -> None:
-        """A snapshot begins: drop what is here, and be ``incarnation``, as which it joined (C6)."""
+        """A snapshot begins: drop what is here, and be ``incarnation``, as which it joined (C4)."""
         assert self.role is not Role.PRIMARY
         if self.synced and epoch < self.view.epoch:
             raise StaleStream(f"snapshot of epoch {epoch}, here is {self.view.epoch}")
@@ -457,7 +458,7 @@ class Replica:
             raise Diverged(f"snapshot ended {self._loading_items} items short")
         self.synced = True
         self._applied_frame = frame
-        self._clock_offset_ms = time_ms - now_ms
+        self._set_state_time(time_ms, now_ms)
 
     def on_entries(self, header: bytes, payload: bytes, fields: list[bytes], now_ms: int) -> None:
         """Apply one ENTRIES frame; ``fields`` is its payload, parsed. Raises StaleStream,
@@ -477,7 +478,12 @@ class Replica:
                 f"the primary's at {last} is {checksum}"
             )
         self._applied_frame = frame
-        self._clock_offset_ms = time_ms - now_ms
+        self._set_state_time(time_ms, now_ms)
+
+    def _set_state_time(self, time_ms: int, now_ms: int) -> None:
+        """The primary's time was ``time_ms`` before now. Both clocks are read in whole
+        milliseconds, rounded down: one less, and this node's estimate is never ahead (I8)."""
+        self._clock_offset_ms = time_ms - now_ms - 1
 
     def on_beat(self, epoch: int, frame: int, offset: int) -> None:
         """A frame without entries. Raises StaleStream, Diverged."""
@@ -527,6 +533,13 @@ class Replica:
         self.view = View(epoch, self.incarnation, (self.incarnation,))
         self._clock_offset_ms = 0
         self.state = State(history, wall_clock_us, epoch, self._now_ms)
+        self._review_grants()
+        self.executor.begin()
+
+    @property
+    def is_loading(self) -> bool:
+        """Whether the state is only partly here: a snapshot is being loaded."""
+        return self.role is Role.BACKUP and not self.synced
 
     @property
     def is_member(self) -> bool:
@@ -551,29 +564,32 @@ class Replica:
         self.phase = Phase.NONE
         self.synced = False
         offset = self.state.next_epoch_offset(wall_clock_us)
-        self._append(EPOCH, b"%d" % offset)
+        self.append(EPOCH, b"", b"", b"", b"%d" % offset)
         self._first_offset = 0
         assert self.state.offset == offset, "the skip is an entry like any other (I7)"
+        self._review_grants()
+        self.executor.begin()
 
     def stand_down(self, incarnation: str) -> Replies:
         """PRIMARY to EMPTY: another view stands. The held-back replies, whose connections are to
-        be closed without a word (C2). ``incarnation``: the new one (C6)."""
+        be closed without a word (C2). ``incarnation``: the new one (C4)."""
         assert self.role is Role.PRIMARY, self.role
         abandoned = self._without_backup()
         self.discard(incarnation)
         return abandoned
 
     def discard(self, incarnation: str) -> None:
-        """Drop the state, and with it this incarnation (C6)."""
+        """Drop the state, and with it this incarnation (C4)."""
         self.role = Role.EMPTY
         self.incarnation = incarnation
+        self.executor.end()
         self.state = State("", 0, 0, 0)
         self.synced = False
         self.stalled = False
         self._first_offset = 0
 
     def renew_incarnation(self, incarnation: str) -> None:
-        """This backup will join anew, and then discard its state: it is no member any more (C6)."""
+        """This backup will join anew, and then discard its state: it is no member any more (C4)."""
         assert self.role is not Role.PRIMARY
         self.incarnation = incarnation
         self.may_promote_itself = False

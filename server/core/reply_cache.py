@@ -52,6 +52,7 @@ class Refused(Enum):
     )
     CLIENTS_FULL = "ERR too many client ids are remembered; use fewer, or opaque request ids"
     LOCKS_FULL = "ERR too many locks are held"
+    WAITERS_FULL = "ERR too many waiters are in line; nothing was done, try again later"
     TRY_AGAIN = (
         "TRYAGAIN the backup has not acknowledged enough of the stream; "
         "nothing was done, send the request again"

@@ -6,15 +6,19 @@ tables call that ``before_cut``, and it is the only trace of a snapshot in them.
 later are not in the lists; opaque replies never change, and a generation of them that is dropped
 meanwhile is kept alive by the cut. Every item has seven fields, so a slice is one flat list:
 
-    L  name    fencing token  reqid    owner  granted_at_ms  -
+    L  name    fencing token  reqid    owner  granted_at_ms  expires_at_ms
     C  client  sequence       command  name   answer         generation (1 young, 0 old)
     R  name    command        reqid    -      answer         generation
 
 ``restore`` is the way back.
+
+A ``Digest`` walks a cut too, and adds up a hash of every item: the sum does not depend on the order
+of the tables, which may differ between two nodes that hold the same.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from itertools import islice
 from typing import NamedTuple
@@ -63,7 +67,7 @@ class Cut:
                 )
             ),
         )
-        self._items = self._walk(
+        self.items = self._walk(
             list(locks.held),
             [(table, list(table)) for table in (replies.old_clients, replies.clients)],
             [(table, list(table)) for table in (replies.old_replies, replies.replies)],
@@ -71,7 +75,7 @@ class Cut:
 
     def slice(self, items_max: int) -> list[bytes | int]:
         """The next items, flat; empty when all are sent."""
-        return [field for item in islice(self._items, items_max) for field in item]
+        return [field for item in islice(self.items, items_max) for field in item]
 
     def close(self) -> None:
         """Let the tables forget about the cut."""
@@ -91,8 +95,8 @@ class Cut:
         assert saved_grants is not None and saved_records is not None
         for name in names:
             # What was saved comes first: the name may have been released and granted again.
-            token, reqid, owner, granted_at_ms = saved_grants.get(name) or held[name]
-            yield b"L", name, token, reqid, owner, granted_at_ms, b""
+            token, reqid, owner, granted_at_ms, expires_at_ms = saved_grants.get(name) or held[name]
+            yield b"L", name, token, reqid, owner, granted_at_ms, expires_at_ms
         for generation, (records, keys_of_clients) in enumerate(clients):
             for client in keys_of_clients:
                 sequence, command, name, answer = saved_records.get(client) or records[client]
@@ -101,6 +105,47 @@ class Cut:
             for key in keys:
                 command, name, reqid = key
                 yield b"R", name, command, reqid, b"", answers[key], generation
+
+
+class Digest:
+    """A fingerprint of the whole state, computed in slices: equal on two nodes at the same offset
+    (I5). ``close`` it in any case."""
+
+    _MODULUS = 1 << 256
+
+    def __init__(self, state: State) -> None:
+        self._cut = Cut(state)
+        self.offset = state.offset
+        self._sum = self._hash(self._cut.header)
+
+    def advance(self, items_max: int) -> bool:
+        """Take in the next items; whether there may be more."""
+        items = list(islice(self._cut.items, items_max))
+        self._sum += sum(map(self._hash, items))
+        return bool(items)
+
+    @staticmethod
+    def _hash(item: tuple[object, ...]) -> int:
+        return int.from_bytes(
+            hashlib.blake2b(repr(tuple(item)).encode(), digest_size=32).digest(), "big"
+        )
+
+    def hexdigest(self) -> str:
+        """The fingerprint of what has been taken in."""
+        return f"{self._sum % self._MODULUS:064x}"
+
+    def close(self) -> None:
+        """Let the tables forget about the cut."""
+        self._cut.close()
+
+
+def digest(state: State) -> str:
+    """The fingerprint of ``state``, in one go."""
+    whole = Digest(state)
+    while whole.advance(1 << 16):
+        pass
+    whole.close()
+    return whole.hexdigest()
 
 
 def restore(header: Header) -> State:
@@ -120,7 +165,10 @@ def load(state: State, fields: list[bytes]) -> int:
     for kind, key, number, third, other, value, last in zip(*[field] * ITEM_FIELDS, strict=True):
         items += 1
         if kind == b"L":
-            locks.held[key] = (int(number), third, other, int(value))
+            expires_at_ms = int(last)
+            locks.held[key] = (int(number), third, other, int(value), expires_at_ms)
+            if expires_at_ms:
+                locks.leases += 1
         elif kind == b"C":
             clients = replies.clients if last == b"1" else replies.old_clients
             clients[key] = (int(number), int(third), other, int(value))

@@ -9,23 +9,32 @@ the same state and the same answer on every machine and in every process (I5). W
 the time and the epoch, comes with the batch of entries: all entries that a primary appends in one
 turn of its loop carry the same stamp.
 
-An entry is a kind, a name and a request id; all but the two most frequent kinds carry two more
-fields, owner and argument.
+An entry is a kind, a name and a request id; all but the shortest kinds carry two more fields, owner
+and argument. A time in an argument is state time: the instant at which a lease ends.
 
-=========  ===============================================  ==========================
-kind       meaning                                          answer
-=========  ===============================================  ==========================
-LOCK       grant ``name`` if it is free; the owner is the   fencing token, or 0
-           request id
-UNLOCK     release ``name``, whoever holds it               1, or 0 if it was not held
-LOCK_WITH  LOCK for ``owner``                               as LOCK
-UNDO       release what the LOCK ``argument`` got, or make  1, or 0
-           sure that it never gets anything
-EPOCH      a history or a new primary's reign begins, at    0
-           the offset ``argument``
-FORGET     rotate the opaque ids (``argument`` "r") or the  0
-           client ids ("c") of the reply cache
-=========  ===============================================  ==========================
+=============  ===========================================  ==========================
+kind           meaning                                      answer
+=============  ===========================================  ==========================
+LOCK           grant ``name`` if it is free; the owner is   fencing token, or 0
+               the request id
+UNLOCK         release ``name``, whoever holds it           1, or 0 if it was not held
+LOCK_WITH      LOCK for ``owner`` (or the request id),      as LOCK
+               with a lease up to ``argument`` (or none)
+UNLOCK_GRANT   release the grant with token ``argument``    1, or 0 if it has ended
+UNDO           release what the LOCK ``argument`` got, or   1, or 0
+               make sure that it never gets anything
+REFUSE         the LOCK ``reqid`` is refused: its wait is   0
+               over
+EXPIRE         the lease of ``name`` has passed             1
+DELETE         release ``name``, by a command without a     1, or 0 if it was not held
+               request id
+RENEW          extend the lease of the grant with token     1, or 0 if it has ended
+               ``owner`` up to ``argument``
+EPOCH          a history or a new primary's reign begins,   0
+               at the offset ``argument``
+FORGET         rotate the opaque ids (``argument`` "r") or  0
+               the client ids ("c") of the reply cache
+=============  ===========================================  ==========================
 
 Every entry takes one offset, and an answer is an int. Refusals are entries too: they bind the
 answer to the request id on both nodes.
@@ -35,7 +44,6 @@ Reads (``recall``, the table itself) are the primary's business; nothing here de
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable
 
 from . import limits
@@ -45,12 +53,27 @@ from .reply_cache import ReplyCache
 LOCK = ord("L")
 UNLOCK = ord("U")
 LOCK_WITH = ord("W")
+UNLOCK_GRANT = ord("G")
 UNDO = ord("Q")
+REFUSE = ord("N")
+EXPIRE = ord("X")
+DELETE = ord("D")
+RENEW = ord("R")
 EPOCH = ord("E")
 FORGET = ord("F")
 
-COMMAND_OF = {LOCK: LOCK, LOCK_WITH: LOCK, UNLOCK: UNLOCK, UNDO: UNLOCK}
-"""The command that a request is one of: what its request id is bound to, besides the name."""
+COMMAND_OF = {
+    LOCK: LOCK,
+    LOCK_WITH: LOCK,
+    REFUSE: LOCK,
+    UNLOCK: UNLOCK,
+    UNLOCK_GRANT: UNLOCK,
+    UNDO: UNLOCK,
+}
+"""The command that an entry is a request of: what its request id is bound to, besides the name."""
+
+SHORT = frozenset((LOCK, UNLOCK, REFUSE, EXPIRE, DELETE))
+"""Kinds whose entries carry a name and a request id only."""
 
 
 class State:
@@ -91,17 +114,38 @@ class State:
             answer = self.locks.release(name)
         elif kind == LOCK_WITH:
             kind = LOCK
-            answer = self.locks.grant(name, offset, reqid, owner or reqid, self.time_ms)
-        elif kind == UNDO:
-            kind = UNLOCK
-            answer = self._undo(name, argument)
-        elif kind == EPOCH:
-            return self._begin_epoch(int(argument))
+            expires_at_ms = int(argument or 0)
+            answer = self.locks.grant(
+                name, offset, reqid, owner or reqid, self.time_ms, expires_at_ms
+            )
+        elif kind in COMMAND_OF:
+            answer = self._answer_rarer(kind, name, argument)
+            kind = COMMAND_OF[kind]
         else:
-            assert kind == FORGET, f"unknown kind of entry {kind!r}"
-            return self._forget(argument)
+            return self._apply_without_request(kind, name, owner, argument)
         self.replies.remember(kind, name, reqid, answer, self.time_ms)
         return answer
+
+    def _answer_rarer(self, kind: int, name: bytes, argument: bytes) -> int:
+        if kind == UNLOCK_GRANT:
+            return self.locks.release_grant(name, int(argument))
+        if kind == UNDO:
+            return self._undo(name, argument)
+        assert kind == REFUSE, f"unknown kind of request {kind!r}"
+        return 0
+
+    def _apply_without_request(self, kind: int, name: bytes, owner: bytes, argument: bytes) -> int:
+        """Entries that no request id asked for: their answers are not remembered."""
+        if kind == RENEW:
+            return self.locks.renew(name, int(owner), int(argument))
+        if kind == EXPIRE:
+            return self.locks.expire(name, self.time_ms)
+        if kind == DELETE:
+            return self.locks.release(name)
+        if kind == EPOCH:
+            return self._begin_epoch(int(argument))
+        assert kind == FORGET, f"unknown kind of entry {kind!r}"
+        return self._forget(argument)
 
     def apply_batch(
         self, first_offset: int, epoch: int, time_ms: int, kinds: bytes, fields: Iterable[bytes]
@@ -112,11 +156,11 @@ class State:
         """
         assert first_offset == self.offset + 1, f"entry {first_offset} after {self.offset} (I5)"
         self.stamp(epoch, time_ms)
-        apply = self.apply
+        apply, short = self.apply, SHORT
         take = iter(fields).__next__
         answers = []
         for kind in kinds:
-            if kind == LOCK or kind == UNLOCK:
+            if kind in short:
                 answers.append(apply(kind, take(), take()))
             else:
                 answers.append(apply(kind, take(), take(), take(), take()))
@@ -151,16 +195,3 @@ class State:
         """Where a newly promoted primary's numbering starts (I7): past every entry that the old
         primary can have appended without our knowing, and not behind the wall clock."""
         return max(self.offset + limits.UNACKED_ENTRIES_MAX + 1, wall_clock_us)
-
-    def digest(self) -> str:
-        """A fingerprint of the whole state: equal on two nodes at the same offset (I5)."""
-        tables: tuple[Iterable[object], ...] = (
-            sorted(self.locks.held.items()),
-            sorted(self.replies.clients.items()),
-            sorted(self.replies.old_clients.items()),
-            sorted(self.replies.replies.items()),
-            sorted(self.replies.old_replies.items()),
-            (self.replies.clients_since_ms, self.replies.replies_since_ms),
-        )
-        content = repr((self.history, self.offset, self.epoch, self.time_ms, tables))
-        return hashlib.sha256(content.encode()).hexdigest()

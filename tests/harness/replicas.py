@@ -14,9 +14,11 @@ import hiredis
 
 from holdfast.resp import encoder
 from holdfast.server.core import snapshot, stream
+from holdfast.server.core.executor import Executor
 from holdfast.server.core.replica import Phase, Replica, Replies, Role
 from holdfast.server.core.reply_cache import Refused
-from holdfast.server.core.state import LOCK, LOCK_WITH, UNDO, UNLOCK
+from holdfast.server.core.snapshot import digest
+from holdfast.server.core.state import UNDO, UNLOCK, UNLOCK_GRANT
 
 WALL_CLOCK_US = 1_000_000
 _AT_ONCE = (Refused.TRY_AGAIN, Refused.NO_REPLICAS)
@@ -42,16 +44,22 @@ def messages_of(data: bytes) -> list[Any]:
     return messages
 
 
+def _text(answer: object) -> str:
+    return "-" + answer.value.split()[0] if isinstance(answer, Refused) else str(answer)
+
+
 class SimNode:
     """A node without a shell. ``said`` is what has left, as (client, reply)."""
 
     def __init__(self, name: str, *, now_ms: int = 1_000, min_backups: int = 0) -> None:
         self.name = name
-        self.replica = Replica(name, min_backups)
+        self.replica = Replica(name, min_backups, lambda: self.now_ms)
         self.now_ms = now_ms
         self.said: list[tuple[str, str]] = []
         self.closed: list[str] = []  # clients whose connections were closed without a word
         self.room_bytes = 1 << 20
+        self.input_is_read = True  # at the end of a turn nothing is left in the sockets
+        self.due_in_ms: int | None = None  # what the core says at the end of a turn
         self.items_per_slice = 1_000
         self.cut: snapshot.Cut | None = None
         self._held: list[tuple[str, str]] = []  # of this turn
@@ -59,34 +67,74 @@ class SimNode:
 
     # -- clients ---------------------------------------------------------------------------------
 
-    def lock(self, client: str, name: str, reqid: str, owner: str = "") -> None:
-        self._request(LOCK_WITH if owner else LOCK, client, name, reqid, owner, "")
+    def lock(self, client: str, name: str, reqid: str, *options: str) -> None:
+        """Options as on the wire: ``PX 100``, ``WAIT 500``, ``OWNER me``."""
+        assert client not in self.waiting, "its connection is paused while it waits"
+        named = dict(zip(options[::2], options[1::2], strict=True))
+        answer = self._executor.lock(
+            name.encode(),
+            reqid.encode(),
+            client,
+            named.get("OWNER", "").encode(),
+            int(named.get("PX", 0)),
+            int(named.get("WAIT", 0)),
+        )
+        if answer is not None:
+            self._tell(client, answer)
 
     def unlock(self, client: str, name: str, reqid: str) -> None:
-        self._request(UNLOCK, client, name, reqid, "", "")
+        self._unlock(UNLOCK, client, name, reqid, "")
 
     def undo(self, client: str, name: str, reqid: str, undone: str) -> None:
-        self._request(UNDO, client, name, reqid, "", undone)
+        self._unlock(UNDO, client, name, reqid, undone)
+
+    def unlock_grant(self, client: str, name: str, reqid: str, fencing_token: str) -> None:
+        self._unlock(UNLOCK_GRANT, client, name, reqid, fencing_token)
+
+    def renew(self, client: str, name: str, fencing_token: str, lease_ms: str) -> None:
+        answer = self._executor.renew(name.encode(), int(fencing_token), int(lease_ms))
+        self._tell(client, answer)
+
+    def verify(self, client: str, name: str, fencing_token: str) -> None:
+        grant = self._executor.look(name.encode())
+        if not isinstance(grant, Refused):
+            grant = int(grant is not None and grant[0] == int(fencing_token))
+        self._tell(client, grant)
+
+    def delete(self, client: str, name: str) -> None:
+        self._tell(client, self._executor.delete(name.encode()))
+
+    def hang_up(self, client: str) -> None:
+        """The client's connection is gone."""
+        self._executor.hang_up(client)
 
     def inspect(self, client: str, name: str) -> None:
-        grant = self.replica.state.locks.held.get(name.encode())
-        self._answer(client, "free" if grant is None else f"held by {grant[2].decode()}")
-
-    def _request(
-        self, kind: int, client: str, name: str, reqid: str, owner: str, argument: str
-    ) -> None:
-        assert self.replica.role is Role.PRIMARY, "the gate of the shell answers for the others"
-        answer = self.replica.request(
-            kind, name.encode(), reqid.encode(), owner.encode(), argument.encode()
-        )
-        if isinstance(answer, Refused):
-            text = "-" + answer.value.split()[0]
-            if answer in _AT_ONCE:
-                self.said.append((client, text))
-                return
+        grant = self._executor.look(name.encode())
+        if isinstance(grant, Refused):
+            self._tell(client, grant)
         else:
-            text = str(answer)
-        self._answer(client, text)
+            self._answer(client, "free" if grant is None else f"held by {grant[2].decode()}")
+
+    def _unlock(self, kind: int, client: str, name: str, reqid: str, argument: str) -> None:
+        answer = self._executor.unlock(kind, name.encode(), reqid.encode(), argument.encode())
+        self._tell(client, answer)
+
+    @property
+    def waiting(self) -> list[str]:
+        """Clients whose connections stand in line, in the order of joining for each name."""
+        queue = self.replica.executor.queue
+        return [c for name in queue.lines for waiter in queue.line(name) for c in waiter.tickets]
+
+    @property
+    def _executor(self) -> Executor:
+        assert self.replica.role is Role.PRIMARY, "the gate of the shell answers for the others"
+        return self.replica.executor
+
+    def _tell(self, client: str, answer: object) -> None:
+        if answer in _AT_ONCE:
+            self.said.append((client, _text(answer)))
+        else:
+            self._answer(client, _text(answer))
 
     def _answer(self, client: str, text: str) -> None:
         if self.replica.holding:
@@ -100,6 +148,12 @@ class SimNode:
         """What goes to the peer; then the next turn begins."""
         replica = self.replica
         data = b""
+        if replica.role is Role.PRIMARY:
+            self.due_in_ms = replica.executor.work_off(lambda: self.input_is_read)
+            for clients, answer in replica.executor.answered:
+                for client in clients:
+                    self._answer(client, str(answer))
+            replica.executor.answered.clear()
         if self._held and replica.holding:
             held: Replies = [(client, text.encode()) for client, text in self._held]
             replica.hold_back(held, sum(len(text) for _, text in held))
@@ -117,8 +171,11 @@ class SimNode:
             data += replica.end_turn(self.room_bytes)
         elif replica.synced:
             data = replica.ack()
-        replica.begin_turn(self.now_ms)
+        self.begin_turn()
         return data
+
+    def begin_turn(self) -> None:
+        self.replica.begin_turn(self.now_ms)
 
     def release(self, replies: Replies) -> None:
         self.said += [(client, data.decode()) for client, data in replies]
@@ -132,9 +189,13 @@ class SimNode:
             self.cut = None
 
     def sleep(self, milliseconds: int) -> None:
-        """Time passes on this node."""
+        """Time passes on this node, and its next turn begins."""
         self.now_ms += milliseconds
-        self.replica.begin_turn(self.now_ms)
+        self.begin_turn()
+
+    def be_busy(self, milliseconds: int) -> None:
+        """Time passes within a turn."""
+        self.now_ms += milliseconds
 
     # -- roles -----------------------------------------------------------------------------------
 
@@ -157,7 +218,9 @@ class SimNode:
 
     def stand_down(self, incarnation: str) -> None:
         self.close_cut()
+        waiting = self.waiting
         self.close(self.replica.stand_down(incarnation))
+        self.closed += waiting
 
     # -- messages --------------------------------------------------------------------------------
 
@@ -294,4 +357,4 @@ class Pair:
 
     def assert_agreed(self) -> None:
         """The same state on both (I5)."""
-        assert self.backup.replica.state.digest() == self.primary.replica.state.digest()
+        assert digest(self.backup.replica.state) == digest(self.primary.replica.state)
