@@ -11,10 +11,35 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from holdfast.compat import Clerk, ClerkError, IndeterminateError, UnavailableError
+    from holdfast.compat import (
+        AsyncClerk,
+        AsyncLock,
+        Clerk,
+        ClerkError,
+        FencingToken,
+        IndeterminateError,
+        Lock,
+        LockLostError,
+        LockNotAcquiredError,
+        LockNotHeldError,
+        UnavailableError,
+    )
 
 __version__: str
-__all__ = ["Clerk", "ClerkError", "IndeterminateError", "UnavailableError", "__version__"]
+__all__ = [
+    "AsyncClerk",
+    "AsyncLock",
+    "Clerk",
+    "ClerkError",
+    "FencingToken",
+    "IndeterminateError",
+    "Lock",
+    "LockLostError",
+    "LockNotAcquiredError",
+    "LockNotHeldError",
+    "UnavailableError",
+    "__version__",
+]
 
 
 def __getattr__(name: str) -> object:

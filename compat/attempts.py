@@ -13,6 +13,12 @@ thing that can be *seen* of one attempt:
     GONE            -REQUESTGONE: the outcome is no longer known      indeterminate
     REJECTED        any other error: this node will not do it         raise it
 
+A LOCK with a wait is such a request too, only that its answer may take as long as the wait. While
+it stands in line the node is asked now and then, on another connection, whether it is still there
+(a dead process ends the connection, a stopped one or a dead machine does not). The alternative was
+to hang up and send the request again every few seconds: whoever hangs up is passed over for as long
+as that takes, so it would cost the place in line now and then, and a new connection every time.
+
 Rules that the tests hold:
 
  R1  "Not done" is said only if no attempt was ever LOST. A -READONLY or an -ERR from one node says
@@ -39,6 +45,13 @@ Rules that the tests hold:
      like any indeterminate one, and undone. And whatever interrupts whatever, one request is
      settled once: its client id is given back, passed on to the undo, or given up.
 
+ R6  The wait is the caller's, not an attempt's: every sending says WAIT with what is left of it,
+     so whoever has to stand in line again, behind a failover, waits no longer for it. The deadline
+     of the call comes after the wait. A call that waits as long as it takes ends when for the time
+     of its deadline no node has shown that it keeps our place: then nothing is being waited for.
+
+What a grant is worth once it has come is decided in `leases`.
+
 Instants and lengths are integers in microseconds (`_us`), on any clock that does not go back.
 """
 
@@ -49,7 +62,8 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any, NamedTuple
 
-NAME_BYTES_MAX = 512
+# The longest WAIT that a node takes: a day.
+WAIT_MS_MAX = 86_400_000
 
 # The first wait after every node has failed once, doubled each round up to the last.
 BACKOFF_FIRST_US = 2_000
@@ -70,12 +84,23 @@ class Kind(Enum):
     ACQUIRE = "acquire"
     RELEASE = "release"
     UNDO = "undo"
-    READ = "read"
+    RENEW = "renew"
+    VERIFY = "verify"
+    INSPECT = "inspect"
+    LIST = "list"
+    PING = "ping"
+
+
+# They change nothing: asked again as often as one likes, and never in doubt.
+_READS = frozenset({Kind.VERIFY, Kind.INSPECT, Kind.LIST, Kind.PING})
 
 
 @dataclass(frozen=True)
 class Request:
-    """One request, the same words at every attempt; `request_id` is empty for a read."""
+    """One request, the same words at every attempt but for what is left of a wait.
+
+    `request_id` is empty for a read, and for a renewal: that may be done twice.
+    """
 
     kind: Kind
     name: bytes
@@ -116,8 +141,11 @@ class ClientPool:
         self._free: list[tuple[str, int]] = []
 
     def borrow(self) -> Client:
-        """Not to be called by two threads at once."""
-        return Client(*self._free.pop()) if self._free else Client(self._new_client_id())
+        """By any thread, and by a signal's handler in the middle of another loan: no lock."""
+        try:
+            return Client(*self._free.pop())
+        except IndexError:
+            return Client(self._new_client_id())
 
     def give_back(self, client: Client) -> None:
         """By any thread, and without a call: Python runs the handlers of signals after calls, so
@@ -128,14 +156,24 @@ class ClientPool:
         self._free += [(client.client_id, client.last_n)]
 
 
-def acquire_request(client: Client, name: bytes) -> Request:
+def acquire_request(
+    client: Client, name: bytes, lease_ms: int | None = None, owner: bytes | None = None
+) -> Request:
     request_id = client.next_request_id()
-    return Request(Kind.ACQUIRE, name, request_id, (b"LOCK", name, request_id))
+    words = [b"LOCK", name, request_id]
+    if lease_ms is not None:
+        words += [b"PX", b"%d" % lease_ms]
+    if owner is not None:
+        words += [b"OWNER", owner]
+    return Request(Kind.ACQUIRE, name, request_id, tuple(words))
 
 
-def release_request(client: Client, name: bytes) -> Request:
+def release_request(client: Client, name: bytes, token: int | None = None) -> Request:
     request_id = client.next_request_id()
-    return Request(Kind.RELEASE, name, request_id, (b"UNLOCK", name, request_id))
+    words = [b"UNLOCK", name, request_id]
+    if token is not None:
+        words += [b"TOKEN", b"%d" % token]
+    return Request(Kind.RELEASE, name, request_id, tuple(words))
 
 
 def undo_request(client: Client, abandoned: Request) -> Request:
@@ -146,8 +184,26 @@ def undo_request(client: Client, abandoned: Request) -> Request:
     return Request(Kind.UNDO, abandoned.name, request_id, words)
 
 
+def renew_request(name: bytes, token: int, lease_ms: int) -> Request:
+    return Request(Kind.RENEW, name, b"", (b"RENEW", name, b"%d" % token, b"PX", b"%d" % lease_ms))
+
+
+def verify_request(name: bytes, token: int) -> Request:
+    return Request(Kind.VERIFY, name, b"", (b"VERIFY", name, b"%d" % token))
+
+
 def inspect_request(name: bytes) -> Request:
-    return Request(Kind.READ, name, b"", (b"INSPECT", name))
+    return Request(Kind.INSPECT, name, b"", (b"INSPECT", name))
+
+
+def locks_request(cursor: bytes, pattern: bytes | None, count: int) -> Request:
+    """`pattern` as MATCH takes it."""
+    match = (b"MATCH", pattern) if pattern is not None else ()
+    return Request(Kind.LIST, b"", b"", (b"LOCKS", cursor, *match, b"COUNT", b"%d" % count))
+
+
+def ping_request() -> Request:
+    return Request(Kind.PING, b"", b"", (b"PING",))
 
 
 class Fate(Enum):
@@ -200,9 +256,15 @@ class Finish(NamedTuple):
 
 
 class Call:
-    """One request on its way to a verdict: `start()` once, `observe()` after each attempt.
+    """One request on its way to a verdict: `start()` once, `observe()` after each attempt; in each
+    that comes so far `sending()`, and `node_is_there()` when a node shows that it keeps our place.
 
-    `jitter` gives numbers from 0 up to 1; `first_node` is where the primary was last seen.
+    `jitter` gives numbers from 0 up to 1; `first_node` is where the primary was last seen. The
+    request may stand in line until `wait_until_us`. `patience_us` is for one that waits as long as
+    it takes: so long after the last sign of a node it ends (R6); then `deadline_us` is the first
+    such instant. `attempt_us` is for one whose answer is soon of no use: the first attempt at each
+    node takes no longer than that, the second twice that, and so on, so that a connection which is
+    dead without a word leaves time for another, and a long way to the node does too.
     """
 
     def __init__(
@@ -213,11 +275,20 @@ class Call:
         first_node: int,
         deadline_us: int,
         jitter: Callable[[], float],
+        wait_until_us: int = 0,
+        patience_us: int | None = None,
+        attempt_us: int | None = None,
     ) -> None:
         assert 0 <= first_node < node_count
+        assert wait_until_us == 0 or request.kind is Kind.ACQUIRE
         self.request = request
         self.deadline_us = deadline_us
+        self.wait_until_us = wait_until_us
         self.tries = 0
+        self.sendings = 0
+        self.first_sent_us = 0
+        self._patience_us = patience_us
+        self._attempt_us = attempt_us
         self._node_count = node_count
         self._node = first_node
         self._jitter = jitter
@@ -227,6 +298,35 @@ class Call:
     def start(self) -> Send:
         """The first attempt, made even if the deadline leaves it no time."""
         return self._send(delay_us=0)
+
+    def sending(self, now_us: int) -> tuple[bytes, ...]:
+        """What to send, now: from here on it may be executed."""
+        self.sendings += 1
+        if self.sendings == 1:
+            self.first_sent_us = now_us
+        wait_ms = (self.wait_until_us - now_us) // 1_000
+        wait = (b"WAIT", b"%d" % wait_ms) if wait_ms > 0 else ()
+        return (*self.request.words, *wait)
+
+    def timeout_us(self, usual_us: int) -> int:
+        """How long this attempt may wait for one thing, a connection or a reply."""
+        if self._attempt_us is None:
+            return usual_us
+        rounds = max(0, self.tries - 1) // self._node_count
+        return min(usual_us, self._attempt_us << min(rounds, 16))
+
+    def reply_by_us(self, sent_us: int, read_timeout_us: int) -> int:
+        """Until when to wait for the reply to what was sent at `sent_us`."""
+        wait_us = max(0, self.wait_until_us - sent_us)
+        reply_by_us = sent_us + wait_us + self.timeout_us(read_timeout_us)
+        if wait_us and self._patience_us is not None:
+            return reply_by_us
+        return min(reply_by_us, self.deadline_us)
+
+    def node_is_there(self, now_us: int) -> None:
+        """The node at which this request stands in line has shown that it lives."""
+        if self._patience_us is not None:
+            self.deadline_us = now_us + self._patience_us
 
     def observe(self, seen: Seen, now_us: int) -> Send | Finish:
         assert self.tries and self._finished is None
@@ -271,7 +371,7 @@ class Call:
 
     @property
     def _is_read(self) -> bool:
-        return self.request.kind is Kind.READ
+        return self.request.kind in _READS
 
     def _remember_lost(self, error: Exception | None) -> None:
         if self._lost is None and not self._is_read:
@@ -302,11 +402,17 @@ class Call:
 
 
 def _fits(kind: Kind, value: object) -> bool:
-    if kind is Kind.READ:
-        return isinstance(value, dict) or (isinstance(value, list) and len(value) % 2 == 0)
-    if type(value) is not int:
-        return False
-    return value >= 0 if kind is Kind.ACQUIRE else value in (0, 1)
+    match kind:
+        case Kind.ACQUIRE:
+            return type(value) is int and value >= 0
+        case Kind.RELEASE | Kind.UNDO | Kind.RENEW | Kind.VERIFY:
+            return type(value) is int and value in (0, 1)
+        case Kind.INSPECT:
+            return isinstance(value, dict) or (isinstance(value, list) and len(value) % 2 == 0)
+        case Kind.LIST:
+            return isinstance(value, list) and len(value) == 2 and isinstance(value[1], list)
+        case Kind.PING:
+            return True
 
 
 class Aftermath(Enum):

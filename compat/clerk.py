@@ -1,18 +1,11 @@
 """Clerk: takes and gives back named locks on a pair of nodes, and follows a failover by itself.
 
-What to do about each thing that can happen is decided in `attempts`, sending and receiving is in
-`endpoints`; here they are joined, for any number of threads or greenlets.
+What to do about each thing that can happen is decided in `attempts` and `leases`, sending and
+receiving is in `endpoints`; here they are joined, for any number of threads or greenlets.
 
-Undoing. An `acquire` whose outcome stayed unknown may have been granted, and nobody else would
-ever give that lock back. So it is undone in the background, by a daemon thread that is started when
-there is something to undo and ends when there is not:
-  - not "when the Clerk is next used": a program that has just got IndeterminateError may well
-    idle, or end, and its lock would stay held; and the next call would pay for the last;
-  - in a program patched by gevent the thread is a greenlet, in any other a thread, since
-    `threading` and `time` are looked up when used. Nothing is ever patched here;
-  - after a fork the child has neither the thread nor the work: undoing stays the parent's;
-  - a daemon, so that no program is kept from ending for a node that may never come back. The end
-    of the program and `close()` wait a bounded while for it instead.
+In a program patched by gevent the threads of this package are greenlets, in any other they are
+threads, since `threading` and `time` are looked up when used. Nothing is ever patched here. They
+are daemons: no program is kept from ending for a node that may never come back.
 """
 
 from __future__ import annotations
@@ -20,49 +13,35 @@ from __future__ import annotations
 import atexit
 import logging
 import os
-import random
-import secrets
 import threading
 import time
 import weakref
-from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import Any
 
+from . import sessions
+from .arguments import fencing_token as checked_token
+from .arguments import glob_pattern, length_ms, lock_name
 from .attempts import (
-    NAME_BYTES_MAX,
-    Aftermath,
-    Call,
     Client,
-    ClientPool,
-    Finish,
-    Kind,
     Request,
-    Verdict,
-    acquire_request,
-    aftermath,
     inspect_request,
+    locks_request,
     release_request,
-    undo_request,
+    renew_request,
+    verify_request,
 )
-from .endpoints import Endpoint, InheritedError, Nodes, Target, now_us
-from .errors import ClerkError, IndeterminateError, UnavailableError
+from .endpoints import Endpoint, InheritedError, Nodes, now_us, target_of
+from .leases import Acquisition, Wanted
+from .lock import Lock
+from .outcomes import REFUSED, FencingToken, fields_of, page_of, value_of
+from .sessions import Abandoned, SessionBase, Undos, new_clients, wanted
 
 _log = logging.getLogger(__name__)
 
-# How long close(), and the end of the program, wait for undos that are under way.
-UNDO_AT_END_MS = 1_000
-
-# How often close() looks whether they are done.
+# How often close() looks whether the undos are done.
 UNDO_POLL_S = 0.002
-
-# An undo that had to stand in line behind others still gets this long.
-UNDO_MIN_MS = 1_000
-
-# Abandoned requests remembered for undoing: while no node answers there may be one a deadline for
-# every thread; with more than this the oldest is given up, aloud.
-UNDO_QUEUE_MAX = 1_024
 
 
 class Clerk:
@@ -71,14 +50,14 @@ class Clerk:
     Share one between all threads and greenlets. After a fork, parent and child may both go on with
     it: the child starts with connections and client ids of its own. Times are in milliseconds:
 
-    deadline_ms         for one call, retries and failover included
+    deadline_ms         for one call, retries and failover included, a wait in line not
     connect_timeout_ms  for dialling a node once
-    read_timeout_ms     for one reply, before the other node is asked
+    read_timeout_ms     for one reply, before the other node is asked; a wait in line may be longer
     undo_ms             for undoing, in the background, an `acquire` whose outcome stayed unknown
 
     Every call may raise UnavailableError (not done: no node took it), IndeterminateError (nobody
-    can say whether it was done; not from `inspect`), or what redis-py raises for an error that a
-    node answered, such as -NOAUTH or -ERR (not done).
+    can say whether it was done; only from those that change something), or what redis-py raises for
+    an error that a node answered, such as -NOAUTH or -ERR (not done).
     """
 
     def __init__(
@@ -91,30 +70,116 @@ class Clerk:
     ) -> None:
         if not urls:
             raise ValueError('Clerk needs the URL of a node, such as "redis://127.0.0.1:6379"')
-        self._deadline_us = _length_ms("deadline_ms", deadline_ms) * 1_000
-        self._connect_timeout_ms = _length_ms("connect_timeout_ms", connect_timeout_ms)
-        self._read_timeout_ms = _length_ms("read_timeout_ms", read_timeout_ms)
-        self._undo_ms = _length_ms("undo_ms", undo_ms)
-        self._targets = [Target.from_url(url) for url in urls]
+        self._deadline_us = length_ms("deadline_ms", deadline_ms) * 1_000
+        self._connect_timeout_ms = length_ms("connect_timeout_ms", connect_timeout_ms)
+        self._read_timeout_ms = length_ms("read_timeout_ms", read_timeout_ms)
+        self._undo_ms = length_ms("undo_ms", undo_ms)
+        self._targets = [target_of(url) for url in urls]
         self._closed = False
         self._begin()
         _clerks.add(self)
 
-    def acquire(self, name: str | bytes) -> int:
-        """The fencing token (above 0) if the lock was granted, 0 if somebody holds it."""
-        return self._change(acquire_request, name)
+    def acquire(
+        self,
+        name: str | bytes,
+        lease_ms: int | None = None,
+        wait_ms: int | None = 0,
+        owner: str | bytes | None = None,
+    ) -> FencingToken:
+        """The fencing token (above 0) if the lock was granted, 0 if not.
 
-    def release(self, name: str | bytes) -> bool:
-        """True if the lock was held, by whomever, and now is not; False if it was not held."""
-        return self._change(release_request, name) == 1
+        lease_ms   the lock ends by itself so long after its grant or its last renewal; do not
+                   count on the last 2 % of that. None: it is held until it is released
+        wait_ms    stands in line, first come first served, for so long; None: as long as it takes,
+                   provided that there is a node to wait at (UnavailableError after deadline_ms)
+        owner      what `inspect` shows others; by default the id of the request
+
+        A grant is yours for what is left of its lease when this returns, counted so that clocks and
+        slow networks cannot make it overlap with the next holder's: what comes too late is not
+        counted as granted, and given back. The fencing token is an int that knows how long that is:
+        `token.left_ms()` (None without a lease).
+        """
+        return self._acquire(wanted(name, lease_ms, wait_ms, owner)) or REFUSED
+
+    def release(self, name: str | bytes, fencing_token: int | None = None) -> bool:
+        """True if the lock was held and now is not, False if it was not held.
+
+        With its fencing token only that very grant is released; without, the lock is released
+        whoever holds it.
+        """
+        session = self._open_session()
+        token = None if fencing_token is None else checked_token(fencing_token)
+        return session.release(lock_name(name), token, self._deadline_us)
+
+    def renew(self, name: str | bytes, fencing_token: int, lease_ms: int) -> bool:
+        """Has the lease of that very grant begin anew; False if it is not the current one any more.
+
+        A lease is never shortened. After an IndeterminateError it may be called again.
+        """
+        length_ms("lease_ms", lease_ms)
+        return self._renew(name, fencing_token, lease_ms, self._deadline_us) is not None
+
+    def verify(self, name: str | bytes, fencing_token: int) -> bool:
+        """Whether that grant is still the current one: True is the truth of a moment ago."""
+        request = verify_request(lock_name(name), checked_token(fencing_token))
+        return bool(self._read(request))
 
     def inspect(self, name: str | bytes) -> dict[str, Any]:
-        """What INSPECT shows: `state`, `owner` (bytes), `fencing_token`, `held_ms`, ..."""
-        request = inspect_request(_lock_name(name))
-        finish = self._open_session().perform(request, self._deadline_us)
-        if finish.verdict is not Verdict.ANSWERED:
-            raise _error(request, finish)
-        return _fields(finish.value)
+        """What INSPECT shows: `state`, `owner` (bytes), `fencing_token`, `remaining_ms` (-1: no
+        lease), `held_ms`, `waiter_count`, `waiters` (lists of owner and waiting ms), first in line
+        first.
+        """
+        return fields_of(self._read(inspect_request(lock_name(name))))
+
+    def locks(self, match: str | bytes | None = None) -> Iterator[dict[str, Any]]:
+        """Walks the held locks, in no order, `match` being a pattern as KEYS has it. Each has
+        `name` and `owner` (bytes), `fencing_token`, `remaining_ms`, `held_ms`, `waiter_count`. One
+        that is held all the time of the walk is seen; others may be, or not.
+        """
+        pattern = glob_pattern(match)
+        cursor = b"0"
+        while True:
+            request = locks_request(cursor, pattern, sessions.LOCKS_PAGE_COUNT)
+            cursor, page = page_of(self._read(request))
+            yield from page
+            if cursor == b"0":
+                return
+
+    def lock(
+        self,
+        name: str | bytes,
+        *,
+        lease_ms: int | None = 30_000,
+        wait_ms: int | None = None,
+        renew: bool = False,
+        on_lost: Callable[[Lock], object] | None = None,
+        owner: str | bytes | None = None,
+        thread_local: bool = True,
+        raise_on_release_error: bool = True,
+    ) -> Lock:
+        """A lock object with the interface of redis-py's: `with clerk.lock("a") as lock: ...`
+
+        wait_ms       as in `acquire`: None waits as long as it takes, 0 does not wait
+        renew         renews the lease in the background while the lock is held and the object kept:
+                      one that nothing refers to any more is renewed no more
+        on_lost       is called with the lock, once for each grant that is lost, by whoever finds
+                      that out: that background, or a call of `extend`, `reacquire` or `release`
+        thread_local  each thread has a grant of its own, and knows of no other's; False: one that
+                      all threads share, for a lock that one thread takes and another gives back
+        raise_on_release_error  False: what goes wrong with the release at the end of a `with` is
+                      logged and not raised
+        """
+        return Lock(
+            self,
+            name,
+            lease_ms=lease_ms,
+            wait_ms=wait_ms,
+            renew=renew,
+            on_lost=on_lost,
+            owner=owner,
+            thread_local=thread_local,
+            raise_on_release_error=raise_on_release_error,
+        )
 
     def close(self) -> None:
         """Closes all connections, after waiting a second at most for undos that are under way (any
@@ -157,121 +222,96 @@ class Clerk:
             raise RuntimeError("this Clerk is closed")
         return self._session
 
-    def _change(self, build: Callable[[Client, bytes], Request], name: str | bytes) -> int:
-        lock_name = _lock_name(name)
-        return self._open_session().change(build, lock_name, self._deadline_us)
+    def _acquire(self, wanted: Wanted) -> FencingToken | None:
+        return self._open_session().acquire(wanted, self._deadline_us)
+
+    def _release(self, name: str | bytes, token: int, deadline_us: int) -> bool:
+        deadline_us = min(deadline_us, self._deadline_us)
+        return self._open_session().release(lock_name(name), token, deadline_us)
+
+    def _renew(self, name: str | bytes, token: int, lease_ms: int, deadline_us: int) -> int | None:
+        """The instant from which the renewed lease counts; None if the grant is not current."""
+        request = renew_request(lock_name(name), checked_token(token), lease_ms)
+        deadline_us = min(deadline_us, self._deadline_us)
+        return self._open_session().renew(request, lease_ms, deadline_us)
+
+    def _read(self, request: Request) -> Any:
+        return self._open_session().read(request, self._deadline_us)
 
 
-class _Session:
-    """What a Clerk has of its own in one process: connections, client ids, undos under way."""
+class _Session(SessionBase):
+    """What a Clerk has of its own in one process."""
+
+    _nodes: Nodes
 
     def __init__(self, endpoints: Sequence[Endpoint], undo_ms: int) -> None:
-        self._nodes = Nodes(endpoints)
-        self._clients = ClientPool(lambda: secrets.token_hex(8))
-        self._lock = threading.Lock()
-        self._undoer = _Undoer(self, undo_ms)
+        nodes, clients = Nodes(endpoints), new_clients()
+        self._undoer = _Undoer(nodes, clients, undo_ms)
+        super().__init__(nodes, clients, self._undoer)
 
-    def change(
-        self, build: Callable[[Client, bytes], Request], name: bytes, deadline_us: int
-    ) -> int:
-        """The answer to a request that changes something, under a client id of this process.
+    def acquire(self, wanted: Wanted, deadline_us: int) -> FencingToken | None:
+        """A lock, within its wait, or None.
 
         Between the answer and the caller nothing may raise unnoticed (R5). So settling is the last
         thing inside the `try`, and nothing that follows it, from here to the caller, makes a call.
         """
+        while True:
+            client = self.borrow()
+            request = wanted.request(client)
+            call = self._nodes.lock_call(request, wanted, deadline_us)
+            acquisition = Acquisition(call, wanted.lease_ms)
+            try:
+                if acquisition.take(self._nodes.perform(call), now_us()):
+                    left_us = acquisition.renewal_left_us(deadline_us)
+                    renewal = self._nodes.call(acquisition.renewal(), left_us)
+                    acquisition.confirm(renewal, self._nodes.perform(renewal), now_us())
+                grant, finish = acquisition.grant, acquisition.finish
+                token = None if grant is None else FencingToken(grant)
+                self.settle(client, request, finish)
+                if token is not None:
+                    return token
+            except BaseException:
+                # A signal, or a greenlet killed (gevent.Timeout): the caller will never have the
+                # answer, so a lock that was granted has to be given back.
+                self.settle(client, request, call.interrupt())
+                raise
+            if not wanted.may_go_on_after(acquisition, now_us()):
+                value_of(request, finish)
+                return None
+
+    def release(self, name: bytes, token: int | None, deadline_us: int) -> bool:
+        return self.change(lambda client: release_request(client, name, token), deadline_us) == 1
+
+    def change(self, build: Callable[[Client], Request], deadline_us: int) -> int:
+        """The answer to a request that has an id, and needs no undoing."""
         client = self.borrow()
-        request = build(client, name)
-        call = self._call(request, deadline_us)
+        request = build(client)
+        call = self._nodes.call(request, deadline_us)
         try:
             finish = self._nodes.perform(call)
-            value: int = finish.value
-            self._settle(client, request, finish)
-            if finish.verdict is Verdict.ANSWERED:
-                return value
+            self.settle(client, request, finish)
         except BaseException:
-            # A signal, or a greenlet killed (gevent.Timeout): the caller will never have the
-            # answer, so a lock that was granted has to be given back.
-            self._settle(client, request, call.interrupt())
+            self.settle(client, request, call.interrupt())
             raise
-        raise _error(request, finish)
+        return int(value_of(request, finish))
 
-    def perform(self, request: Request, deadline_us: int) -> Finish:
-        return self._nodes.perform(self._call(request, deadline_us))
+    def renew(self, request: Request, lease_ms: int, deadline_us: int) -> int | None:
+        call = self._nodes.renew_call(request, lease_ms, deadline_us)
+        renewed = value_of(request, self._nodes.perform(call))
+        return call.first_sent_us if renewed else None
 
-    def borrow(self) -> Client:
-        with self._lock:
-            return self._clients.borrow()
-
-    def give_back(self, client: Client) -> None:
-        self._clients.give_back(client)
-
-    @property
-    def is_inherited(self) -> bool:
-        return self._nodes.is_inherited
+    def read(self, request: Request, deadline_us: int) -> Any:
+        return value_of(request, self._nodes.perform(self._nodes.call(request, deadline_us)))
 
     def close(self) -> None:
-        self._undoer.wait_idle(UNDO_AT_END_MS)
+        self._undoer.wait_idle(sessions.UNDO_AT_END_MS)
         self._nodes.close()
 
-    def _call(self, request: Request, deadline_us: int) -> Call:
-        return Call(
-            request,
-            node_count=len(self._nodes.endpoints),
-            first_node=self._nodes.primary,
-            deadline_us=now_us() + deadline_us,
-            jitter=random.random,
-        )
 
-    def _settle(self, client: Client, request: Request, finish: Finish) -> None:
-        if self.is_inherited:
-            return  # the client id, and the undoing, are the parent's
-        if not client.lent:
-            self._undoer.start()  # it was settled before the interruption, or nearly so
-            return
-        match aftermath(request.kind, finish):
-            case Aftermath.REUSE:
-                self.give_back(client)
-            case Aftermath.UNDO:
-                self._undoer.add(client, request)
-            case Aftermath.RETIRE:
-                client.lent = False
-                _log.warning(
-                    "%s %r: the server no longer knows request id %s; its client id is given up",
-                    request.command,
-                    request.name,
-                    request.request_id.decode(),
-                )
+class _Undoer(Undos):
+    """Undoes abandoned acquires in a thread that lives while there are any."""
 
-
-class _Abandoned(NamedTuple):
-    """An acquire of unknown outcome. The undo is numbered at once and sent as often as needed."""
-
-    client: Client
-    undo: Request
-    deadline_us: int
-
-
-class _Undoer:
-    """Undoes abandoned acquires one after the other, in a thread that lives while there are any."""
-
-    def __init__(self, session: _Session, undo_ms: int) -> None:
-        self._session = session
-        self._undo_us = undo_ms * 1_000
-        self._lock = threading.Lock()
-        self._queue: deque[_Abandoned] = deque()
-        self._running = False
-        self._undoing = 0
-
-    def add(self, client: Client, abandoned: Request) -> None:
-        """Takes over the loan of the client id."""
-        loan = Client(client.client_id, client.last_n)
-        job = _Abandoned(loan, undo_request(loan, abandoned), now_us() + self._undo_us)
-        with self._lock:
-            if len(self._queue) == UNDO_QUEUE_MAX:
-                _give_up(self._queue.popleft(), "too many others to undo")
-            client.lent = False  # no signal's handler comes between this and the next line
-            self._queue.append(job)
-        self.start()
+    _nodes: Nodes
 
     def wait_idle(self, timeout_ms: int) -> None:
         """Returns once nothing is left to undo, or after that time.
@@ -281,32 +321,17 @@ class _Undoer:
         """
         self.start()
         deadline_us = now_us() + timeout_ms * 1_000
-        while (self._queue or self._undoing) and now_us() < deadline_us:
+        while not self.is_idle and now_us() < deadline_us:
             time.sleep(UNDO_POLL_S)
 
-    def start(self) -> None:
-        """Has a thread at work if there is any to do."""
-        starting = False
-        try:
-            with self._lock:
-                if self._running or not self._queue:
-                    return
-                starting = self._running = True
-            _undoers.add(self)
-            threading.Thread(target=self._run, name="holdfast-undo", daemon=True).start()
-        except BaseException as error:
-            # No thread to be had: the next abandoned acquire, or close(), tries again. So does
-            # whoever was interrupted here, if need be with a second thread, which does no harm.
-            if starting:
-                self._running = False
-            if not isinstance(error, RuntimeError):
-                raise
-            _log.warning("cannot undo abandoned acquires yet: %s", error)
+    def _begin(self) -> None:
+        _undoers.add(self)
+        threading.Thread(target=self._run, name="holdfast-undo", daemon=True).start()
 
     def _run(self) -> None:
         while (job := self._next_job()) is not None:
             try:
-                self._undo(job)
+                self._settle(job, self._nodes.perform(self._call(job, job.left_us)))
             except InheritedError:
                 pass  # a greenlet that lives on in a forked child: the work is the parent's
             except Exception:
@@ -315,95 +340,11 @@ class _Undoer:
                 with self._lock:
                     self._undoing -= 1
 
-    def _next_job(self) -> _Abandoned | None:
-        with self._lock:
-            if self._queue and not self._session.is_inherited:
-                self._undoing += 1
-                return self._queue.popleft()
-            self._running = False
+    def _next_job(self) -> Abandoned | None:
+        job = super()._next_job()
+        if job is None:
             _undoers.discard(self)
-            return None
-
-    def _undo(self, job: _Abandoned) -> None:
-        left_us = max(job.deadline_us - now_us(), UNDO_MIN_MS * 1_000)
-        finish = self._session.perform(job.undo, left_us)
-        if aftermath(job.undo.kind, finish) is Aftermath.REUSE:
-            self._session.give_back(job.client)
-        else:
-            _give_up(job, str(finish.lost or finish.error))
-
-
-def _give_up(job: _Abandoned, reason: str) -> None:
-    _log.warning(
-        "gave up undoing the acquire of %r: %s; it may stay held by owner %s until it is unlocked",
-        job.undo.name,
-        reason,
-        job.undo.words[-1].decode(),
-    )
-
-
-def _error(request: Request, finish: Finish) -> Exception:
-    """What the caller of a request that was not answered is to be told."""
-    assert finish.verdict is not Verdict.ANSWERED
-    if finish.verdict is Verdict.REJECTED:
-        assert finish.error is not None
-        return finish.error
-    told = (request.command, request.name, request.request_id, finish.tries, _reason(finish))
-    error: ClerkError = (
-        UnavailableError(*told)
-        if finish.verdict is Verdict.UNAVAILABLE
-        else IndeterminateError(*told, _assume(request, finish))
-    )
-    error.__cause__ = finish.error
-    return error
-
-
-def _reason(finish: Finish) -> str:
-    if finish.gone:
-        return f"the server no longer knows its outcome ({finish.error})"
-    if finish.lost is None or finish.lost is finish.error:
-        return str(finish.error)
-    return f"{finish.lost}, and at the last try: {finish.error}"
-
-
-def _assume(request: Request, finish: Finish) -> str:
-    """What the caller is to do, and what Clerk will."""
-    if request.kind is Kind.RELEASE:
-        return "stop using what the lock protects, treat it as released"
-    if aftermath(request.kind, finish) is Aftermath.UNDO:
-        undone = "if the lock was granted, Clerk gives it back in the background"
-    else:
-        undone = "if the lock was granted, it is held until somebody unlocks it"
-    return f"do not enter the critical section; {undone}"
-
-
-def _lock_name(name: str | bytes) -> bytes:
-    if isinstance(name, str):
-        encoded = name.encode()
-    elif isinstance(name, bytes):
-        encoded = name
-    else:
-        raise TypeError(f"a lock's name must be str or bytes, not {type(name).__name__}")
-    if not 1 <= len(encoded) <= NAME_BYTES_MAX:
-        raise ValueError(f"a lock's name has 1 to {NAME_BYTES_MAX} bytes, not {len(encoded)}")
-    return encoded
-
-
-def _length_ms(what: str, value: int) -> int:
-    if type(value) is not int:
-        raise TypeError(f"{what} must be an int, in milliseconds, not {type(value).__name__}")
-    if value <= 0:
-        raise ValueError(f"{what} must be above 0, not {value}")
-    return value
-
-
-def _fields(reply: list[Any] | dict[Any, Any]) -> dict[str, Any]:
-    """INSPECT's reply: a map, which RESP2 flattens. Names and states are text, owners are not."""
-    pairs = reply.items() if isinstance(reply, dict) else zip(reply[::2], reply[1::2], strict=True)
-    fields = {key.decode(): value for key, value in pairs}
-    if isinstance(state := fields.get("state"), bytes):
-        fields["state"] = state.decode()
-    return fields
+        return job
 
 
 _clerks: weakref.WeakSet[Clerk] = weakref.WeakSet()
@@ -417,7 +358,7 @@ def _begin_anew_in_child() -> None:
 
 
 def _wait_for_undos_at_exit() -> None:
-    deadline_us = now_us() + UNDO_AT_END_MS * 1_000
+    deadline_us = now_us() + sessions.UNDO_AT_END_MS * 1_000
     for undoer in list(_undoers):
         undoer.wait_idle(max(0, deadline_us - now_us()) // 1_000)
 

@@ -12,6 +12,12 @@ included. A socket's own time-out is for one wait, and a node that sends its rep
 many; so the socket is told before each wait what is left.
 (Looking up a host name is the system's business and is not bounded here.)
 
+Standing in line. The reply to a LOCK with a wait may take as long as the wait, so its read has more
+time. When nothing came for a read time-out, and the node has not answered anybody else meanwhile
+either, it is sent a PING on another connection. If that is not answered in time, the node counts as
+silent, and the attempt as LOST: the process is stopped, or the machine or the way to it is gone.
+Should only this connection be dead (a router forgot it), TCP's keepalives find that out.
+
 Forks. The greenlets of a gevent program live on in a forked child, in the middle of their attempts
 and on the parent's sockets. What the child reads there is lost to the parent, and what it sent
 there would be done in the parent's name:
@@ -28,13 +34,11 @@ safer than once, a dial that failed is LOST in the parent if there was a fork me
 from __future__ import annotations
 
 import os
-import threading
+import random
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-from redis.backoff import NoBackoff
 from redis.connection import Connection, UnixDomainSocketConnection, parse_url
 from redis.exceptions import (
     AuthenticationError,
@@ -53,30 +57,20 @@ from .attempts import (
     Call,
     Fate,
     Finish,
+    Request,
     Seen,
     Send,
+    ping_request,
 )
+from .leases import Wanted, renewal_attempt_us
+from .targets import Family, Target
+
+# It goes on while the machine is suspended, as the nodes' own clocks do: a lease that ran out
+# meanwhile is known to have run out.
+_CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 
 # More threads than this at once pay for a new connection now and then.
 IDLE_CONNECTIONS_MAX = 128
-
-# What a URL must not say, since Clerk says it.
-_DECIDED_BY_CLERK = (
-    "decode_responses",
-    "encoding",
-    "encoding_errors",
-    "health_check_interval",
-    "max_connections",
-    "protocol",
-    "retry",
-    "retry_on_error",
-    "retry_on_timeout",
-    "socket_connect_timeout",
-    "socket_timeout",
-    "timeout",
-)
-
-_parse_url: Callable[[str], dict[str, Any]] = parse_url
 
 # The code word of an error, where redis-py cut it from the message. From version 7 on it is kept as
 # `status_code`; which classes there are differs, so they go by name.
@@ -89,8 +83,8 @@ _CODE_BY_CLASS = {
 
 
 def now_us() -> int:
-    """The clock of all deadlines here: rises steadily, tells nothing of the time of day."""
-    return time.monotonic_ns() // 1_000
+    """The one clock of the client side: rises steadily, tells nothing of the time of day."""
+    return time.clock_gettime_ns(_CLOCK) // 1_000
 
 
 class InheritedError(RuntimeError):
@@ -109,65 +103,13 @@ def _count_fork() -> None:
 os.register_at_fork(before=_count_fork)
 
 
-def _refuse_if_inherited(owner_pid: int) -> None:
+def forks_begun() -> int:
+    return _forks
+
+
+def refuse_if_inherited(owner_pid: int) -> None:
     if os.getpid() != owner_pid:
         raise InheritedError("this call was begun by the parent of a forked process")
-
-
-@dataclass(frozen=True)
-class Target:
-    """Where a node is, as its URL says. `label` is fit for messages: it has no password."""
-
-    label: str
-    connection_class: type[Any]
-    options: dict[str, Any]
-
-    @classmethod
-    def from_url(cls, url: str) -> Target:
-        """Raises TypeError or ValueError, with the reason, for a URL that cannot be used."""
-        if not isinstance(url, str):
-            raise TypeError(f"a node's URL must be a str, not {type(url).__name__}")
-        options = _parse_url(url)
-        if options.pop("db", 0) != 0:
-            raise ValueError("there is only database 0; leave the number out of the URL")
-        if taken := sorted(set(_DECIDED_BY_CLERK) & options.keys()):
-            raise ValueError(f"Clerk decides {', '.join(taken)}; leave it out of the URL")
-        base = options.pop("connection_class", Connection)
-        if base is UnixDomainSocketConnection:
-            label = options.get("path", "")
-        else:
-            label = _host_and_port(options)
-            _check_host(options.get("host", ""))
-            options.setdefault("socket_keepalive", True)
-        target = cls(label, type("ClerkConnection", (_DeadlineMixin, base), {}), options)
-        try:
-            target.connection()
-        except (TypeError, RedisError) as error:
-            raise ValueError(f"the URL for {label} has an option of no use: {error}") from error
-        return target
-
-    def connection(self) -> Any:
-        """A new connection, not yet dialled, that never sends anything twice."""
-        return self.connection_class(
-            **self.options,
-            protocol=2,
-            retry=Retry(NoBackoff(), 0),
-            retry_on_timeout=False,
-            health_check_interval=0,
-        )
-
-
-def _host_and_port(options: dict[str, Any]) -> str:
-    host, port = options.get("host", "localhost"), options.get("port", 6379)
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-
-
-def _check_host(host: str) -> None:
-    """As looking it up would: an error that is no OSError, and comes only with the first call."""
-    try:
-        host.encode("idna")
-    except UnicodeError as error:
-        raise ValueError(f"{host!r:.80} cannot be a host name: {error}") from error
 
 
 class _PacedSocket:
@@ -188,23 +130,31 @@ class _PacedSocket:
         self._sock.sendall(data)
 
     def recv(self, *args: Any) -> Any:
-        self._pace()
-        received = self._sock.recv(*args)
-        _refuse_if_inherited(self._connection.owner_pid)
-        return received
+        return self._received(self._sock.recv, *args)
 
     def recv_into(self, *args: Any) -> Any:
-        self._pace()
-        received = self._sock.recv_into(*args)
-        _refuse_if_inherited(self._connection.owner_pid)
-        return received
+        return self._received(self._sock.recv_into, *args)
+
+    def _received(self, receive: Callable[..., Any], *args: Any) -> Any:
+        while True:
+            self._pace()
+            try:
+                received = receive(*args)
+            except TimeoutError:
+                if not self._connection.goes_on_waiting():
+                    raise
+                continue
+            refuse_if_inherited(self._connection.owner_pid)
+            return received
 
     def _pace(self) -> None:
-        _refuse_if_inherited(self._connection.owner_pid)
+        refuse_if_inherited(self._connection.owner_pid)
         if self._sock.gettimeout() != 0:
             left_us = self._connection.wait_until_us - now_us()
             if left_us <= 0:
                 raise TimeoutError("timed out")
+            if self._connection.is_there is not None:
+                left_us = min(left_us, self._connection.read_timeout_us)
             self._sock.settimeout(left_us / 1_000_000)
 
 
@@ -216,6 +166,8 @@ class _DeadlineMixin:
     read_timeout_us = 0
     deadline_us = 0
     wait_until_us = 0
+    reply_by_us: int | None = None
+    is_there: Callable[[], bool] | None = None
     _sock: Any
     socket_timeout: float | None
     socket_connect_timeout: float | None
@@ -232,7 +184,24 @@ class _DeadlineMixin:
 
     def begin_waiting(self) -> None:
         """Before each send, and for each reply, however many pieces it comes in."""
-        self.wait_until_us = min(self.deadline_us, now_us() + self.read_timeout_us)
+        usual_us = min(self.deadline_us, now_us() + self.read_timeout_us)
+        self.wait_until_us = usual_us if self.reply_by_us is None else self.reply_by_us
+
+    def goes_on_waiting(self) -> bool:
+        """Whether to, after a while without a word from the node."""
+        if self.is_there is None or self.wait_until_us <= now_us():
+            return False
+        return self.is_there()
+
+    def read_reply(self, reply_by_us: int, is_there: Callable[[], bool] | None) -> Any:
+        """The reply to the one request that was sent; `is_there` looks after a node that is to
+        take longer for it. Raises RedisError or OSError.
+        """
+        self.reply_by_us, self.is_there = reply_by_us, is_there
+        try:
+            return self.read_response()
+        finally:
+            self.reply_by_us = self.is_there = None
 
     def read_response(self, *args: Any, **kwargs: Any) -> Any:
         # redis-py reads the replies to its greetings through here as well.
@@ -250,51 +219,74 @@ class _DeadlineMixin:
         return left_us / 1_000_000
 
 
+_FAMILY = Family(parse_url, Connection, UnixDomainSocketConnection, Retry, _DeadlineMixin)
+
+
+def target_of(url: str) -> Target:
+    """Raises TypeError or ValueError."""
+    return Target.from_url(url, _FAMILY)
+
+
 class Endpoint:
-    """One node: its idle connections, the last used first. Safe to share between threads."""
+    """One node: its idle connections, the last used first. Safe to share between threads, and with
+    the handlers of signals: these may come in the middle of anything here, so there is no lock that
+    they could find locked. What a list does, `pop` and `append`, is done at once.
+    """
 
     def __init__(self, target: Target, *, connect_timeout_ms: int, read_timeout_ms: int) -> None:
         self.label = target.label
         self._target = target
         self._connect_timeout_us = connect_timeout_ms * 1_000
         self._read_timeout_us = read_timeout_ms * 1_000
-        self._lock = threading.Lock()
         self._idle: list[Any] = []
         self._closed = False
         self._pid = os.getpid()
+        self._heard_us = 0
 
-    def attempt(self, words: Sequence[bytes], deadline_us: int) -> Seen:
+    def attempt(self, call: Call) -> Seen:
         """Sends the request once, at most. Only a bug, a fork, a signal or the like raises."""
-        forks = _forks
+        forks = forks_begun()
         try:
-            connection = self._ready(deadline_us)
+            connection = self._ready(call)
         except RedisError as error:
-            return _seen_of(error, otherwise=Fate.NOT_SENT if forks == _forks else Fate.LOST)
+            return seen_of(error, otherwise=Fate.NOT_SENT if forks == forks_begun() else Fate.LOST)
         in_step = False
         try:
-            connection.send_command(*words, check_health=False)
-            value = connection.read_response()
+            sent_us = now_us()
+            connection.send_command(*call.sending(sent_us), check_health=False)
+            reply_by_us = call.reply_by_us(sent_us, self._read_timeout_us)
+            look = None if call.wait_until_us <= sent_us else lambda: self._is_there(call)
+            value = connection.read_reply(reply_by_us, look)
             in_step = True
             return Seen(Fate.ANSWERED, value=value)
         except (RedisError, OSError) as error:
             # An error of this class was returned as a reply; the others cost the connection.
             in_step = isinstance(error, ResponseError)
-            return _seen_of(error, otherwise=Fate.LOST)
+            return seen_of(error, otherwise=Fate.LOST)
         finally:
             self._after_use(connection, in_step)
 
+    def _is_there(self, call: Call) -> bool:
+        """Whether the node, silent towards `call` for a read time-out, answers anybody at all."""
+        if now_us() - self._heard_us >= self._read_timeout_us:
+            seen = self.attempt(ping_call(self._connect_timeout_us + self._read_timeout_us))
+            if not shows_life(seen):
+                return False
+        call.node_is_there(now_us())
+        return True
+
     def close(self) -> None:
         """Closes the idle connections; one in use is closed after its use."""
-        with self._lock:
-            self._closed = True
-            idle, self._idle = self._idle, []
-        for connection in idle:
+        self._closed = True
+        while (connection := self._pop_idle()) is not None:
             connection.disconnect()
 
-    def _ready(self, deadline_us: int) -> Any:
+    def _ready(self, call: Call) -> Any:
         """A connection on which nothing is under way; raises RedisError if there is none."""
         connection = self._quiet_idle() or self._new_connection()
-        connection.deadline_us = deadline_us
+        connection.deadline_us = deadline_us = call.deadline_us
+        connection.connect_timeout_us = call.timeout_us(self._connect_timeout_us)
+        connection.read_timeout_us = call.timeout_us(self._read_timeout_us)
         try:
             if not connection.is_dialled:
                 connection.dial()
@@ -309,26 +301,31 @@ class Endpoint:
 
     def _quiet_idle(self) -> Any:
         while True:
-            with self._lock:
-                connection = self._idle.pop() if self._idle else None
+            connection = self._pop_idle()
             if connection is None or _is_quiet(connection):
                 return connection
             connection.disconnect()
 
+    def _pop_idle(self) -> Any:
+        try:
+            return self._idle.pop()
+        except IndexError:
+            return None
+
     def _new_connection(self) -> Any:
         connection = self._target.connection()
         connection.owner_pid = self._pid
-        connection.connect_timeout_us = self._connect_timeout_us
-        connection.read_timeout_us = self._read_timeout_us
         return connection
 
     def _after_use(self, connection: Any, in_step: bool) -> None:
-        with self._lock:
-            keep = in_step and not self._closed and len(self._idle) < IDLE_CONNECTIONS_MAX
-            if keep:
-                self._idle.append(connection)
-        if not keep:
+        if in_step:
+            self._heard_us = now_us()
+        if in_step and len(self._idle) < IDLE_CONNECTIONS_MAX:
+            self._idle.append(connection)
+        else:
             connection.disconnect()
+        if self._closed:  # perhaps only just
+            self.close()
 
 
 def _is_quiet(connection: Any) -> bool:
@@ -342,7 +339,25 @@ def _is_quiet(connection: Any) -> bool:
         return False
 
 
-def _seen_of(error: Exception, otherwise: Fate) -> Seen:
+def ping_call(timeout_us: int) -> Call:
+    """For one attempt at one node."""
+    return Call(
+        ping_request(),
+        node_count=1,
+        first_node=0,
+        deadline_us=now_us() + timeout_us,
+        jitter=random.random,
+    )
+
+
+def shows_life(seen: Seen) -> bool:
+    """Whether the node said anything at all, even if only that it has no room for us."""
+    if seen.fate in (Fate.NOT_SENT, Fate.LOST):
+        return "max number of clients" in str(seen.error)
+    return True
+
+
+def seen_of(error: Exception, otherwise: Fate) -> Seen:
     """`otherwise` is the fate of an attempt whose error is not an answer of the node's."""
     code = _code_of(error)
     if code is None:
@@ -362,12 +377,12 @@ def _code_of(error: Exception) -> str | None:
     return code or str(error).partition(" ")[0]
 
 
-class Nodes:
+class NodesBase:
     """All the nodes of a Clerk, in one process; `primary` is the one that answered last."""
 
-    def __init__(self, endpoints: Sequence[Endpoint]) -> None:
-        self.endpoints = tuple(endpoints)
+    def __init__(self, node_count: int) -> None:
         self.primary = 0
+        self.node_count = node_count
         self._pid = os.getpid()
 
     @property
@@ -377,16 +392,51 @@ class Nodes:
         """
         return os.getpid() != self._pid
 
+    def call(self, request: Request, deadline_us: int) -> Call:
+        """A call that ends in `deadline_us`."""
+        return self._call(request, deadline_us=now_us() + deadline_us)
+
+    def renew_call(self, request: Request, lease_ms: int, deadline_us: int) -> Call:
+        """A RENEW that ends in `deadline_us`, and waits no longer for a reply than it has use."""
+        ends_us = now_us() + deadline_us
+        return self._call(request, deadline_us=ends_us, attempt_us=renewal_attempt_us(lease_ms))
+
+    def lock_call(self, request: Request, wanted: Wanted, deadline_us: int) -> Call:
+        """A LOCK that ends in `deadline_us`, not counting its wait."""
+        begun_us = now_us()
+        until_us = wanted.wait_of_one_request(begun_us)
+        if wanted.wait_until_us is None:
+            ends = {"deadline_us": begun_us + deadline_us, "patience_us": deadline_us}
+        else:
+            ends = {"deadline_us": max(begun_us, until_us) + deadline_us}
+        return self._call(request, wait_until_us=until_us, **ends)
+
+    def _call(self, request: Request, **options: int) -> Call:
+        return Call(
+            request,
+            node_count=self.node_count,
+            first_node=self.primary,
+            jitter=random.random,
+            **options,
+        )
+
+
+class Nodes(NodesBase):
+    """Those of Clerk."""
+
+    def __init__(self, endpoints: Sequence[Endpoint]) -> None:
+        super().__init__(len(endpoints))
+        self.endpoints = tuple(endpoints)
+
     def perform(self, call: Call) -> Finish:
         """Makes the attempts that `call` decides on, until its verdict."""
         step: Send | Finish = call.start()
         while isinstance(step, Send):
             if step.delay_us:
                 time.sleep(step.delay_us / 1_000_000)
-            _refuse_if_inherited(self._pid)
-            endpoint = self.endpoints[step.node]
-            seen = endpoint.attempt(call.request.words, call.deadline_us)
-            _refuse_if_inherited(self._pid)
+            refuse_if_inherited(self._pid)
+            seen = self.endpoints[step.node].attempt(call)
+            refuse_if_inherited(self._pid)
             step = call.observe(seen, now_us())
         if step.node is not None:
             self.primary = step.node

@@ -7,7 +7,8 @@ exception for it, and means: not done.
 from __future__ import annotations
 
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import RedisError
+from redis.exceptions import LockError, LockNotOwnedError, RedisError
+from redis.exceptions import TimeoutError as RedisTimeoutError
 
 
 class ClerkError(RedisError):
@@ -32,8 +33,9 @@ class ClerkError(RedisError):
         return f"{self.command} {_shown(self.name)} ({sent_as}tries: {self.tries})"
 
 
-class IndeterminateError(ClerkError):
-    """The request was sent, and nobody can say whether it was done.
+class IndeterminateError(ClerkError, RedisTimeoutError):
+    """The request was sent, and nobody can say whether it was done. (redis-py's TimeoutError means
+    that too: what is written for redis-py, and catches that, catches this.)
 
     After `acquire`: do not enter the critical section; Clerk undoes the request in the background.
     After `release`: stop using what the lock protects and treat it as released.
@@ -57,6 +59,20 @@ class UnavailableError(ClerkError, RedisConnectionError):
 
     def __str__(self) -> str:
         return f"no node took {self._what()}: {self.reason}; it was not done"
+
+
+class LockNotAcquiredError(LockError):
+    """`with clerk.lock(...)`: somebody else held the lock for the whole wait."""
+
+
+class LockNotHeldError(LockError):
+    """The lock object holds nothing that could be released, extended or renewed."""
+
+
+class LockLostError(LockNotOwnedError):
+    """The lock was acquired, and is no longer held: its lease ran out, or it was released by
+    somebody else. What it protects may have been changed by another holder since.
+    """
 
 
 def _shown(name: bytes) -> str:

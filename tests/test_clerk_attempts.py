@@ -26,8 +26,11 @@ from holdfast.compat.attempts import (
     acquire_request,
     aftermath,
     inspect_request,
+    locks_request,
     release_request,
+    renew_request,
     undo_request,
+    verify_request,
 )
 
 FINAL = (Fate.ANSWERED, Fate.GONE, Fate.REJECTED)
@@ -44,7 +47,7 @@ def a_request(kind: Kind) -> Request:
     client = a_pool().borrow()
     if kind is Kind.UNDO:
         return undo_request(client, acquire_request(client, b"a"))
-    if kind is Kind.READ:
+    if kind is Kind.INSPECT:
         return inspect_request(b"a")
     return (acquire_request if kind is Kind.ACQUIRE else release_request)(client, b"a")
 
@@ -77,7 +80,7 @@ def run(call: Call, fates: Sequence[Fate], now_us: int = 0) -> Send | Finish:
     step: Send | Finish = call.start()
     for fate in fates:
         assert isinstance(step, Send)
-        value = [] if call.request.kind is Kind.READ else 1
+        value = [] if call.request.kind is Kind.INSPECT else 1
         step = call.observe(seen(fate, value), now_us)
     return step
 
@@ -133,9 +136,9 @@ def test_a_read_is_never_indeterminate():
             (Fate.REJECTED, Verdict.REJECTED),
             (Fate.GONE, Verdict.REJECTED),
         ]:
-            finish = run(a_call(Kind.READ), [*fates, last])
+            finish = run(a_call(Kind.INSPECT), [*fates, last])
             assert isinstance(finish, Finish) and finish.verdict is expected
-        call = a_call(Kind.READ)
+        call = a_call(Kind.INSPECT)
         run(call, fates[:-1])
         finish = call.observe(seen(fates[-1]), FAR_US)
         assert isinstance(finish, Finish) and finish.verdict is Verdict.UNAVAILABLE
@@ -165,7 +168,7 @@ def test_a_release_answers_0_or_1(kind):
 
 @pytest.mark.parametrize("value", [None, 1, b"x", [b"state"]])
 def test_an_inspection_is_a_map_or_pairs(value):
-    call = a_call(Kind.READ)
+    call = a_call(Kind.INSPECT)
     call.start()
     assert isinstance(call.observe(Seen(Fate.ANSWERED, value=value), 0), Send)
 
@@ -264,7 +267,7 @@ def test_an_interrupted_attempt_counts_as_lost():
 
 
 def test_an_interrupted_read_needs_nothing():
-    call = a_call(Kind.READ)
+    call = a_call(Kind.INSPECT)
     call.start()
     assert call.interrupt().verdict is Verdict.UNAVAILABLE
 
@@ -277,7 +280,7 @@ def test_an_answer_that_never_reached_the_caller_of_acquire_is_in_doubt(value):
     assert aftermath(Kind.ACQUIRE, call.interrupt()) is Aftermath.UNDO
 
 
-@pytest.mark.parametrize("kind", [Kind.RELEASE, Kind.UNDO, Kind.READ])
+@pytest.mark.parametrize("kind", [Kind.RELEASE, Kind.UNDO, Kind.INSPECT])
 def test_any_other_answer_stands_though_the_caller_was_interrupted(kind):
     call = a_call(kind)
     finish = run(call, [Fate.ANSWERED])
@@ -383,3 +386,149 @@ def test_a_client_id_has_one_request_at_a_time(choices):
             request_id = acquire_request(client, b"a").request_id
             assert request_id not in seen_ids
             seen_ids.add(request_id)
+
+
+# --- standing in line ------------------------------------------------------------------------
+
+
+def a_waiting_call(
+    wait_ms: int, *, deadline_us: int = 10_000_000, patience_us: int | None = None
+) -> Call:
+    """Begun at 0."""
+    wait_us = wait_ms * 1_000
+    return Call(
+        a_request(Kind.ACQUIRE),
+        node_count=2,
+        first_node=0,
+        deadline_us=deadline_us if patience_us is not None else wait_us + deadline_us,
+        jitter=lambda: 0.0,
+        wait_until_us=wait_us,
+        patience_us=patience_us,
+    )
+
+
+def waits_sent(call: Call, instants_us: Sequence[int]) -> list[int]:
+    """What WAIT says in each sending; 0 where it is left out."""
+    words = [call.sending(now_us) for now_us in instants_us]
+    assert {each[: len(call.request.words)] for each in words} == {call.request.words}
+    rest = [each[len(call.request.words) :] for each in words]
+    assert all(each == () or (each[0] == b"WAIT" and len(each) == 2) for each in rest)
+    return [int(each[1]) if each else 0 for each in rest]
+
+
+def test_every_sending_says_what_is_left_of_the_wait_under_the_same_request_id():
+    call = a_waiting_call(60_000)
+    instants = [0, 1_000, 5_000_000, 59_999_500, 60_000_000, 61_000_000]
+    assert waits_sent(call, instants) == [60_000, 59_999, 55_000, 0, 0, 0]
+    assert (call.sendings, call.first_sent_us) == (6, 0)
+
+
+def test_a_call_without_a_wait_says_nothing_of_one():
+    call = a_call()
+    assert call.sending(7) == call.request.words
+    assert call.first_sent_us == 7
+
+
+def test_the_reply_to_a_waiting_call_may_take_its_wait_and_a_read_time_out_longer():
+    call = a_waiting_call(60_000)
+    assert call.reply_by_us(0, 1_000_000) == 61_000_000
+    assert call.reply_by_us(50_000_000, 1_000_000) == 61_000_000
+    assert call.reply_by_us(65_000_000, 1_000_000) == 66_000_000
+    assert call.reply_by_us(69_900_000, 1_000_000) == call.deadline_us == 70_000_000
+    assert a_call(deadline_us=500_000).reply_by_us(0, 1_000_000) == 500_000
+
+
+def test_a_waiting_call_that_lost_its_node_late_in_its_wait_is_sent_to_the_next_at_once():
+    call = a_waiting_call(60_000)
+    call.start()
+    call.sending(0)
+    assert call.observe(seen(Fate.LOST), 59_000_000) == Send(node=1, delay_us=0)
+    finish = call.observe(seen(Fate.ANSWERED, 5), 59_500_000)
+    assert isinstance(finish, Finish) and finish.value == 5
+
+
+def test_a_call_that_waits_as_long_as_it_takes_ends_when_no_node_keeps_its_place():
+    call = a_waiting_call(86_400_000, patience_us=10_000_000)
+    call.start()
+    assert call.reply_by_us(0, 1_000_000) > 86_400_000_000
+    call.node_is_there(3_600_000_000)
+    assert isinstance(call.observe(seen(Fate.LOST), 3_601_000_000), Send)
+    assert isinstance(call.observe(seen(Fate.NOT_SENT), 3_609_000_000), Send)
+    finish = call.observe(seen(Fate.NOT_SENT), 3_610_000_000)
+    assert isinstance(finish, Finish) and finish.verdict is Verdict.INDETERMINATE
+
+
+def test_signs_of_a_node_do_not_stretch_a_wait_that_has_an_end():
+    call = a_waiting_call(1_000)
+    call.node_is_there(900_000)
+    assert call.deadline_us == 11_000_000
+
+
+# --- requests without an id ------------------------------------------------------------------
+
+
+def test_the_words_of_every_request_are_those_of_the_contract():
+    client = a_pool().borrow()
+    leased = acquire_request(client, b"a", 300, b"me")
+    assert leased.words[3:] == (b"PX", b"300", b"OWNER", b"me")
+    assert release_request(client, b"a", 7).words[3:] == (b"TOKEN", b"7")
+    assert renew_request(b"a", 7, 300).words == (b"RENEW", b"a", b"7", b"PX", b"300")
+    assert verify_request(b"a", 7).words == (b"VERIFY", b"a", b"7")
+    assert locks_request(b"0", None, 100).words == (b"LOCKS", b"0", b"COUNT", b"100")
+    assert locks_request(b"8", b"a*", 9).words == (
+        *(b"LOCKS", b"8", b"MATCH", b"a*"),
+        *(b"COUNT", b"9"),
+    )
+
+
+@pytest.mark.parametrize(
+    ("request_", "good", "bad"),
+    [
+        (renew_request(b"a", 7, 300), [0, 1], [2, True, None, b"1"]),
+        (verify_request(b"a", 7), [0, 1], [2, True, None, b"1"]),
+        (locks_request(b"0", None, 9), [[b"0", []]], [[b"0"], [b"0", 1], 0, [[], [], []]]),
+    ],
+)
+def test_a_reply_is_what_its_request_can_be_answered_or_nothing(request_, good, bad):
+    for value in [*good, *bad]:
+        call = Call(request_, node_count=1, first_node=0, deadline_us=FAR_US, jitter=lambda: 0.0)
+        call.start()
+        step = call.observe(Seen(Fate.ANSWERED, value=value), 0)
+        assert isinstance(step, Finish if value in good and value is not True else Send)
+
+
+def test_a_renewal_that_stays_unanswered_is_in_doubt_and_leaves_nothing_to_undo():
+    call = a_call(deadline_us=1_000_000)
+    call.request = renew_request(b"a", 7, 300)
+    call.start()
+    assert isinstance(call.observe(seen(Fate.LOST), 0), Send)
+    finish = call.observe(seen(Fate.NOT_EXECUTED), 1_000_000)
+    assert isinstance(finish, Finish) and finish.verdict is Verdict.INDETERMINATE
+    assert aftermath(Kind.RENEW, finish) is Aftermath.REUSE
+
+
+def test_a_lost_renewal_is_answered_by_its_next_copy():
+    call = a_call()
+    call.request = renew_request(b"a", 7, 300)
+    finish = run(call, [Fate.LOST, Fate.LOST, Fate.ANSWERED])
+    assert isinstance(finish, Finish) and (finish.verdict, finish.value) == (Verdict.ANSWERED, 1)
+
+
+def test_an_attempt_whose_answer_is_soon_of_no_use_is_short_and_the_next_at_each_node_longer() -> (
+    None
+):
+    call = Call(
+        renew_request(b"a", 7, 1_000),
+        node_count=2,
+        first_node=0,
+        deadline_us=10**12,
+        jitter=lambda: 0.0,
+        attempt_us=100,
+    )
+    call.start()
+    allowed = []
+    for _ in range(6):
+        allowed.append(call.timeout_us(350))
+        call.observe(Seen(Fate.LOST, error=OSError("lost")), 0)
+    assert allowed == [100, 100, 200, 200, 350, 350]
+    assert call.reply_by_us(1_000, 350) == 1_350

@@ -162,17 +162,18 @@ def test_the_greenlets_of_a_patched_program_share_a_clerk_and_outlive_the_primar
 # -- versions of redis-py --------------------------------------------------------------------------
 
 VERSIONS = """
-import dataclasses, os, signal, sys, redis
+import dataclasses, os, signal, sys, threading, time, redis
 from holdfast.compat import Clerk, UnavailableError
 from holdfast.compat.attempts import release_request
 
-def misspelt(client, name):
-    request = release_request(client, name)
+def misspelt(client):
+    request = release_request(client, b"a")
     return dataclasses.replace(request, words=(*request.words, b"NONSENSE", b"x"))
 
 version, primary_pid, *urls = sys.argv[1:]
 assert redis.__version__.startswith(version + "."), redis.__version__
-with Clerk(*reversed(urls), deadline_ms=20_000) as clerk:  # the backup first: -READONLY
+# The backup first: -READONLY.
+with Clerk(*reversed(urls), deadline_ms=20_000, read_timeout_ms=150) as clerk:
     first = clerk.acquire("a")
     assert first > 0 and clerk.acquire("a") == 0
     held = clerk.inspect("a")
@@ -181,10 +182,20 @@ with Clerk(*reversed(urls), deadline_ms=20_000) as clerk:  # the backup first: -
     assert clerk.release("a") is True and clerk.release("a") is False
     assert clerk.acquire("a") > first
     try:
-        clerk._change(misspelt, "a")
+        clerk._session.change(misspelt, 5_000_000)
         sys.exit("it was taken")
     except redis.ResponseError as error:
         assert "NONSENSE" in str(error), error
+    threading.Timer(0.4, clerk.release, ("a",)).start()
+    assert clerk.acquire("a", lease_ms=60_000, wait_ms=10_000) > first  # past the read time-out
+    with clerk.lock("b", lease_ms=200, renew=True) as lock:
+        time.sleep(0.3)
+        assert lock.owned()
+    try:
+        lock.release()
+        sys.exit("it was released twice")
+    except redis.exceptions.LockError as error:
+        assert "an unlocked lock" in str(error), error
     os.kill(int(primary_pid), signal.SIGKILL)
     assert clerk.acquire("a") == 0
     assert clerk.release("a") is True and clerk.acquire("a") > first
