@@ -1,4 +1,6 @@
-"""The `holdfast` command: `serve` one node, `pair` both, `version`."""
+"""The `holdfast` command: `serve` one node, `pair` both, `version`; and the commands of the client
+side, which are imported when one of them is run, and only then.
+"""
 
 from __future__ import annotations
 
@@ -34,12 +36,25 @@ examples:
   redis-cli -p 6379 UNLOCK a r2
       gives it back: 1, or 0 if nobody held it
 
+  holdfast lock report -- ./report.sh
+      runs a script while holding a lock; 'holdfast ls' shows it
+
   on two machines:
     host1$ holdfast serve --bind 0.0.0.0 --backup host2:6379
     host2$ holdfast serve --bind 0.0.0.0 --replicaof host1:6379
 
-'holdfast serve --help' and 'holdfast pair --help' list the flags.
+'holdfast COMMAND --help' lists the flags of a command, and more examples.
 """
+
+# The commands of the client side, with what `--help` says of them.
+_CLIENT_COMMANDS = {
+    "lock": "run a command under a lock, stop it if the lock is lost",
+    "once": "run a command on one machine of many, for cron",
+    "ls": "list the locks that are held",
+    "who": "show who holds a lock, and who waits for it",
+    "break": "release a lock that somebody else holds",
+    "demo": "replay the accident that fencing tokens prevent",
+}
 
 _SERVE_EXAMPLES = """\
 examples:
@@ -71,9 +86,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Raises SystemExit(2) on a wrong command line, after saying what was wrong.
     """
+    arguments = sys.argv[1:] if argv is None else list(argv)
+    if arguments and arguments[0] in _CLIENT_COMMANDS:
+        return _run_client(arguments)
     parser = _build_parser()
     # Not parse_args: it blames an unknown flag on the whole, and points away from its command's.
-    given, unknown = parser.parse_known_args(argv)
+    given, unknown = parser.parse_known_args(arguments)
     if unknown:
         getattr(given, "parser", parser).error(f"unrecognized arguments: {' '.join(unknown)}")
     if given.version:
@@ -87,6 +105,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         hint = flags.from_environment(given.flags, given, str(error))
         blame = f" (from the environment: {', '.join(hint)})" if hint else ""
         _usage_error(given.parser, f"{error}{blame}")
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+
+
+def _run_client(arguments: list[str]) -> int:
+    # A serving node never loads what these import.
+    try:
+        if arguments[0] == "demo":
+            from ..compat import demo
+
+            return demo.main(arguments[1:])
+        from ..compat import cli
+
+        return cli.main(arguments)
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
 
@@ -117,6 +149,8 @@ def _build_parser() -> argparse.ArgumentParser:
         )
         flags.add_flags(command, its_flags)
         command.set_defaults(run=run, flags=its_flags, parser=command)
+    for name, text in _CLIENT_COMMANDS.items():
+        commands.add_parser(name, help=text)  # to be listed; they read their own command line
     return parser
 
 

@@ -19,6 +19,8 @@ ENV_PREFIX = "HOLDFAST_"
 EXIT_USAGE = 2
 # Set by the Makefile: whoever reads an error typed `make run`.
 MAKE_VARIABLE = ENV_PREFIX + "MAKE"
+# Read, or set, by the commands of the client side: `holdfast lock`.
+CLIENT_VARIABLES = tuple(ENV_PREFIX + name for name in ("SERVERS", "TOKEN", "LOCK"))
 TEST_PREFIX = ENV_PREFIX + "TEST_"  # for this project's own tests
 
 _TRUE = ("1", "true", "yes", "on")
@@ -206,7 +208,7 @@ def unknown_variables(environ: Mapping[str, str] = os.environ) -> list[str]:
     for name in sorted(environ):
         if not name.startswith(ENV_PREFIX) or name.startswith(TEST_PREFIX) or not environ[name]:
             continue
-        if name in known or name == MAKE_VARIABLE:
+        if name in known or name in (MAKE_VARIABLE, *CLIENT_VARIABLES):
             continue
         nearest = difflib.get_close_matches(name, known, n=1, cutoff=0)
         warnings.append(f"{name} is ignored, no flag has it; the nearest is {nearest[0]}")

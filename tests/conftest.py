@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from harness.commands import Commands
 from harness.processes import Cluster, Zygote
 
 _CLUSTERS = pytest.StashKey[list[Cluster]]()
@@ -24,6 +25,14 @@ def zygote() -> Iterator[Zygote]:
     zygote = Zygote()
     yield zygote
     zygote.close()
+
+
+@pytest.fixture(scope="session")
+def commands() -> Iterator[Commands]:
+    """What forks `holdfast lock` and others of the client side."""
+    commands = Commands()
+    yield commands
+    commands.close()
 
 
 @pytest.fixture
