@@ -1,7 +1,8 @@
-"""One picture: throughput and CPU time per operation, Holdfast beside Redis. Needs matplotlib."""
+"""Pictures: throughput and CPU time per operation, Holdfast beside Redis. Needs matplotlib."""
 
 import importlib
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ REDIS = {
     ("replicated", "redis"): ("Redis, WAIT after each command", "#d9822b"),
     ("replicated", "redis-batch"): ("Redis, one WAIT a batch", "#f0c088"),
 }
+# of the other parts' pictures: ours in blue, theirs in orange
+COLOURS = ("#1f5fa8", "#6fa8dc", "#d9822b", "#f0c088", "#a0a0a0", "#606060")
 FAINTER = 0.55  # the system part of a CPU bar
 
 
@@ -87,7 +90,24 @@ def draw_mode(axes_pair: Any, mode: str, cells: list[Cell]) -> None:
 
 
 def draw(results: dict[str, Any], path: Path) -> bool:
-    """Write the picture; False, with a word of why, when matplotlib is not installed."""
+    """Write the picture of throughput; False, with a word of why, if that could not be done."""
+    modes = list(dict.fromkeys(cell["mode"] for cell in results["cells"]))
+    return bool(modes) and save(lambda pyplot: draw_modes(pyplot, modes, results), path)
+
+
+def draw_modes(pyplot: Any, modes: list[str], results: dict[str, Any]) -> Any:
+    """A column for each mode."""
+    size = (7.5 * len(modes), 8)
+    figure, axes = pyplot.subplots(2, len(modes), figsize=size, squeeze=False)
+    for column, mode in enumerate(modes):
+        draw_mode(axes[:, column], mode, [c for c in results["cells"] if c["mode"] == mode])
+    m = results["machine"]
+    figure.suptitle(f"Lock/unlock, Holdfast beside Redis {m['redis']}; {m['cores_count']} cores")
+    return figure
+
+
+def save(draw_figure: Callable[[Any], Any], path: Path) -> bool:
+    """Have a figure drawn, and write it; False, with a word of why, without matplotlib."""
     try:
         matplotlib: Any = importlib.import_module("matplotlib")
         matplotlib.use("Agg")
@@ -95,15 +115,7 @@ def draw(results: dict[str, Any], path: Path) -> bool:
     except ImportError as error:
         print(f"NO PLOT: {error}; pip install matplotlib", file=sys.stderr)
         return False
-    modes = list(dict.fromkeys(cell["mode"] for cell in results["cells"]))
-    if not modes:
-        return False
-    size = (7.5 * len(modes), 8)
-    figure, axes = pyplot.subplots(2, len(modes), figsize=size, squeeze=False)
-    for column, mode in enumerate(modes):
-        draw_mode(axes[:, column], mode, [c for c in results["cells"] if c["mode"] == mode])
-    m = results["machine"]
-    figure.suptitle(f"Lock/unlock, Holdfast beside Redis {m['redis']}; {m['cores_count']} cores")
+    figure = draw_figure(pyplot)
     figure.tight_layout()
     figure.savefig(path, dpi=110)
     pyplot.close(figure)

@@ -159,9 +159,9 @@ def crosscheck_section(results: Results) -> str:
     return f"## Cross-check: redis-benchmark, single commands, primary only\n\n{rows}\n"
 
 
-def preamble(results: Results) -> str:
-    """Where, when, of what and how."""
-    m, settings = results["machine"], results["settings"]
+def machine_text(machine: dict[str, Any]) -> str:
+    """Where, when and of what."""
+    m = machine
     return f"""\
 Measured {m["date"]} on {m["cores_count"]} cores ({m["cpu"]}), {m["memory_gib"]} GiB, \
 Linux {m["linux"]};
@@ -169,6 +169,14 @@ Holdfast {m["holdfast"]}, Python {m["python"]}, gevent {m["gevent"]}, hiredis {m
 Redis {m["redis"]}.
 Load average before: {m["load_average_before"]:.2f}; CPU time stolen by the hypervisor: \
 {m["stolen_part"]:.1%}.
+"""
+
+
+def preamble(results: Results) -> str:
+    """Where, when, of what and how."""
+    settings = results["settings"]
+    return f"""\
+{machine_text(results["machine"])}\
 `{results["command"]}`: {settings["rounds"]} rounds of {settings["seconds"]:g} s \
 after {settings["warmup_seconds"]:g} s of warm-up; {settings["request_ids"]} request ids.
 """

@@ -10,11 +10,9 @@ import argparse
 import itertools
 import json
 import shlex
-import signal
 import subprocess
 import sys
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from . import crosscheck, machine, plot, report
@@ -157,8 +155,9 @@ def positive(text: str) -> int:
 
 def parse_arguments(argv: list[str]) -> argparse.Namespace:
     """The command line, with the settings of `--quick` filled in where nothing else was said."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks [throughput]", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = "Other parts: python -m benchmarks contention | expiry | storm | memory | all"
     add = parser.add_argument
     add("--quick", action="store_true", help="1 round of 0.5 s; results are named quick")
     add("--rounds", type=positive, help="times through all cells (5)")
@@ -183,14 +182,8 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     return options
 
 
-def stop_orderly(number: int, _frame: FrameType | None) -> None:
-    """SIGTERM unwinds the stack, and so ends all servers."""
-    raise SystemExit(128 + number)
-
-
 def main(argv: list[str]) -> int:
     """0; or 1 if a reply was wrong or a server failed: then the last good results stay."""
-    signal.signal(signal.SIGTERM, stop_orderly)
     options = parse_arguments(argv)
     old = json.loads(options.compare.read_text()) if options.compare else None
     if options.no_run:

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 HOST = "127.0.0.1"
 START_MAX_S = 15.0
@@ -74,10 +75,10 @@ def free_port() -> int:
         return int(sock.getsockname()[1])
 
 
-def ask(port: int, line: str) -> str:
+def ask(port: int, line: str, limit_s: float = ASK_MAX_S) -> str:
     """The reply to one inline command; "" if the server cannot be asked yet."""
     try:
-        with socket.create_connection((HOST, port), timeout=ASK_MAX_S) as sock:
+        with socket.create_connection((HOST, port), timeout=limit_s) as sock:
             sock.sendall(line.encode() + b"\r\nQUIT\r\n")
             return b"".join(iter(lambda: sock.recv(65536), b"")).decode(errors="replace")
     except OSError:
@@ -99,8 +100,34 @@ def holdfast_arguments(
     return [*command, "--port", str(port), *peer]
 
 
-def _die_with_parent() -> None:
+ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+def _before_program() -> None:
+    """In a child: have the kernel end it when we end, and undo what `spawned` did to signals."""
     LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING_SIGNALS)
+
+
+@contextlib.contextmanager
+def spawned(arguments: list[str], **how: Any) -> Iterator[subprocess.Popen[bytes]]:
+    """A process of our own, from its start to its end; `how` as for Popen.
+
+    A Ctrl-C in the midst of its start waits until we know it: nobody else would end it.
+    """
+    process = None
+    try:
+        signal.pthread_sigmask(signal.SIG_BLOCK, ENDING_SIGNALS)
+        try:
+            process = subprocess.Popen(
+                arguments, start_new_session=True, preexec_fn=_before_program, **how
+            )
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING_SIGNALS)
+        yield process
+    finally:
+        if process is not None:
+            stop(process)
 
 
 @contextlib.contextmanager
@@ -108,20 +135,17 @@ def started(arguments: list[str], port: int, directory: str) -> Iterator[Node]:
     """A server process, from its start to its end; settings of ours in the environment are off."""
     log = Path(directory, f"{port}.log")
     environment = {k: v for k, v in os.environ.items() if not k.startswith("HOLDFAST_")}
-    with log.open("wb") as output:
-        process = subprocess.Popen(
+    with (
+        log.open("wb") as output,
+        spawned(
             arguments,
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
             env=environment,
-            start_new_session=True,
-            preexec_fn=_die_with_parent,
-        )
-    try:
+        ) as process,
+    ):
         yield Node(port, process, log)
-    finally:
-        stop(process)
 
 
 def stop(process: subprocess.Popen[bytes]) -> None:

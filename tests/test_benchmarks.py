@@ -1,12 +1,14 @@
-"""The load generator against a real redis-server: it counts what it did, and trusts no reply.
+"""The benchmark measures what it says it does, and trusts no reply.
 
 Holdfast's own workload runs against Redis too: two commands under other names do for `LOCK` (any
 integer above 0 is a grant) and `UNLOCK` (which here "deletes" the request id as well).
 """
 
+import importlib.util
 import json
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -14,6 +16,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -152,3 +155,247 @@ def test_load_generator_fails_on_a_wrong_reply(
     assert done.stdout == ""
     assert "wrong reply" in done.stderr
     assert reply in done.stderr
+
+
+# -- the parts on waiting and leases ---------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def parts() -> ModuleType:
+    """The package `benchmarks`, which is no part of what is installed."""
+    folder = ROOT / "benchmarks"
+    spec = importlib.util.spec_from_file_location("benchmarks", folder / "__init__.py")
+    assert spec is not None and spec.loader is not None
+    package = importlib.util.module_from_spec(spec)
+    sys.modules["benchmarks"] = package
+    spec.loader.exec_module(package)
+    for name in ("children", "contention", "expiry", "fill", "gauges", "memory", "storm"):
+        importlib.import_module(f"benchmarks.{name}")
+    return package
+
+
+MS = 1_000_000
+
+
+def grants_of(parts: ModuleType, *rows: tuple[int, int, int, int]) -> list[Any]:
+    """Grants from (client, began, granted, released) in milliseconds."""
+    return [
+        parts.contention.Grant(client, began * MS, granted * MS, released * MS)
+        for client, began, granted, released in rows
+    ]
+
+
+def test_a_handover_is_from_a_release_to_the_grant_of_one_who_waited(parts: ModuleType) -> None:
+    """Not to the same client, not to one who came later, and not outside of the window."""
+    grants = grants_of(
+        parts,
+        (0, 0, 10, 20),
+        (1, 5, 23, 30),  # 3 ms behind the release of client 0
+        (1, 31, 32, 40),  # has taken it again
+        (2, 45, 46, 50),  # came when nobody had it
+        (0, 21, 57, 60),  # 7 ms behind
+        (1, 41, 99, 100),  # after the window
+    )
+    run = parts.contention.figures(grants[::-1], 3, 0, 90 * MS)
+    assert run["handovers_count"] == 2
+    assert (run["handover_ms"]["p50"], run["handover_ms"]["max"]) == (3, 7)
+    assert run["kept_part"] == 1 / 4
+    assert run["grants_per_client"] == [2, 2, 1]
+    assert (run["grants_count"], run["grants_total_count"]) == (5, 6)
+    assert run["wait_ms"]["max"] == 36
+    assert run["longest_wait_ms"] == 49  # of client 1, who still waits at the end
+
+
+def test_two_holders_at_once_are_an_error_of_the_run(parts: ModuleType) -> None:
+    """Then the figures would be those of no lock at all."""
+    grants = grants_of(parts, (0, 0, 10, 20), (1, 0, 19, 30))
+    with pytest.raises(parts.contention.RunError, match="clients 0 and 1 both had the lock"):
+        parts.contention.figures(grants, 2, 0, 50 * MS)
+
+
+def test_fairness_is_told_by_an_index_and_a_histogram(parts: ModuleType) -> None:
+    """All the same: 1. One of n has all: 1/n."""
+    assert parts.contention.jain_index([5, 5, 5, 5]) == 1
+    assert parts.contention.jain_index([20, 0, 0, 0]) == 1 / 4
+    assert parts.contention_report.histogram([20, 0, 0, 0]) == [3, 0, 0, 0, 0, 1]
+    assert parts.contention_report.histogram([10, 10, 3, 17]) == [0, 1, 0, 2, 1, 0]
+
+
+def test_a_lease_that_ended_early_is_an_error_of_the_run(parts: ModuleType) -> None:
+    """However little."""
+    assert parts.expiry.figures([(50, 1), (60, 2 * MS)])["late_ms"]["max"] == 2
+    with pytest.raises(parts.expiry.RunError, match=r"a lease of 60 ms ended 0\.001 ms early"):
+        parts.expiry.figures([(50, 1), (60, -1000)])
+
+
+def part(tmp_path: Path, *arguments: str) -> list[dict[str, Any]]:
+    """Run a part of the benchmark as one does by hand; its cells."""
+    command = [sys.executable, "-m", "benchmarks", *arguments, "--rounds", "1"]
+    command += ["--modes", "primary-only", "--directory", str(tmp_path), "--name", "tiny"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=90)
+    assert done.returncode == 0, done.stdout + done.stderr
+    results = json.loads((tmp_path / "tiny.json").read_text())
+    assert results["failures"] == []
+    assert (tmp_path / "tiny.md").read_text()
+    cells: list[dict[str, Any]] = results["cells"]
+    return cells
+
+
+def test_contention_measures_real_locks(tmp_path: Path) -> None:
+    """Every side hands the lock over; the counts were compared with the servers' in the run."""
+    tiny = ("--seconds", "0.3", "--contenders", "3", "--patterns", "yielding", "--sleeps", "0.005")
+    (cell,) = part(tmp_path, "contention", *tiny)
+    ((runs),) = cell["rounds"]
+    assert list(runs) == ["Holdfast", "Clerk", "redis-py 5 ms"]
+    for run in runs.values():
+        assert run["handovers_count"] > 0
+        assert 0 < run["handover_ms"]["p50"] <= run["handover_ms"]["p95"]
+        assert sum(run["grants_per_client"]) == run["grants_count"] <= run["grants_total_count"]
+        # A grant and a release, give or take those that straddle the ends of the window.
+        assert run["commands_per_grant"] > 1
+        assert run["cpu_us_per_grant"]["primary"] > 0
+        assert run["kept_part"] == 0
+
+
+def test_expiry_measures_real_leases(tmp_path: Path) -> None:
+    """With the load beside it; none was early, or the run would have failed."""
+    tiny = ("--seconds", "0.2", "--lanes", "4", "--lease-ms", "20", "50", "--loads", "loaded")
+    (cell,) = part(tmp_path, "expiry", *tiny, "--load-rate", "1000", "--sleeps", "0.005")
+    ((runs),) = cell["rounds"]
+    assert list(runs) == ["Holdfast", "redis-py 5 ms", "Redis events"]
+    for run in runs.values():
+        assert run["leases_count"] >= 4
+        assert 0 <= run["earliest_ms"] <= run["late_ms"]["p50"]
+        assert run["load_per_s"] > 100
+
+
+HOLDFAST = [sys.executable, "-m", "holdfast.server", "serve"]
+
+
+def test_memory_measures_the_processes_that_hold_the_locks(
+    parts: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More than the bytes of the names and owners; and none is counted that was not there."""
+    memory = parts.memory
+    monkeypatch.setattr(memory, "CALM_S", 0.05)
+    with memory.running("holdfast", "primary-only", HOLDFAST) as pair:
+        run = memory.run_once(pair, "Holdfast", 10_000)
+        assert 34 < run["bytes_per_lock"]["primary"] < 2_000
+        assert run["course"][-1][0] == 10_000
+        ask(pair.primary.port, "DEL warm:000000007")
+        held_count = parts.gauges.keys_count(pair.primary.port)
+    assert held_count == 10_000 + memory.WARM_UP_COUNT - 1
+
+
+def test_storm_sees_waits_and_the_end_of_all_leases(
+    parts: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of PING and of a lock, in the calm before and in the storm."""
+    storm = parts.storm
+    for name, value in {"LEAD_S": 0.7, "CALM_S": 0.3, "SPREAD_MS": 200, "TRIAL_COUNT": 500}.items():
+        monkeypatch.setattr(storm, name, value)
+    with (
+        storm.running("holdfast", "primary-only", HOLDFAST) as pair,
+        storm.child("paced") as paced,
+    ):
+        run = storm.run_once(pair, paced, "primary-only", "Holdfast", 2_000)
+    assert run["left"][-1][1] <= 1
+    assert 0 < run["gone_s"] < 10
+    for kind in ("ping", "lock"):
+        for phase in ("calm", "storm"):
+            waits = run[f"{phase}_{kind}_ms"]
+            assert 0 < waits["p50"] <= waits["p99"] <= waits["max"]
+
+
+def test_paced_requests_feel_a_pause_as_often_as_they_were_due_in_it(
+    parts: ModuleType, tmp_path: Path
+) -> None:
+    """A server that stands still for 100 ms is no rare event for who asks every 2 ms."""
+    pause_s = 0.1
+    debug = ("--enable-debug-command", "local")
+    with redis_server(tmp_path, *debug) as port, parts.children.child("paced") as paced:
+        paced.send({"port": port, "kinds": ["PING", "SET"], "interval_us": 2_000})
+        paced.receive()
+        paced.send({"go": True})
+        wire = parts.gauges.Wire(port)
+        wire.expect(b"+OK", b"DEBUG", b"SLEEP", b"%.1f" % pause_s)
+        wire.close()
+        paced.send({"stop": True})
+        reply = paced.receive()
+    for stream in reply["streams"]:
+        waits_ms = [wait_ns / MS for _, wait_ns in stream["waits"]]
+        assert max(waits_ms) > pause_s * 1000 / 2
+        assert sum(wait_ms > pause_s * 1000 / 4 for wait_ms in waits_ms) > 5
+
+
+def test_a_wrong_reply_ends_a_paced_run_with_an_error(parts: ModuleType, tmp_path: Path) -> None:
+    """Nothing comes out of it, and the child goes on to serve."""
+    with redis_server(tmp_path) as port, parts.children.child("paced") as paced:
+        for _ in range(2):
+            paced.send({"port": port, "kinds": ["LOCK"], "interval_us": 1_000})
+            paced.receive()
+            paced.send({"go": True})
+            with pytest.raises(parts.children.ChildError, match="unknown command 'LOCK'"):
+                paced.receive()
+
+
+def test_filling_checks_every_reply(parts: ModuleType, tmp_path: Path) -> None:
+    """One that is wrong, of many in a batch, is found."""
+    with redis_server(tmp_path) as port:
+        ask(port, "HSET lock:000000777 a b")
+        filler = parts.fill.Filler(port, False)
+        assert filler.fill(b"lock", range(1_000), lambda _: 60_000) > 0
+        assert parts.gauges.keys_count(port) == 1_000
+        filler.close()
+        filler = parts.fill.Filler(port, True)
+        with pytest.raises(parts.fill.LoadError, match="unknown command 'LOCK'"):
+            filler.fill(b"lock", range(1_000), lambda _: 60_000)
+        filler.close()
+
+
+def command_line(pid: int) -> str:
+    """Of a process; "" once it has ended, reaped or not."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
+
+
+def started_by(pid: int) -> set[int]:
+    """The servers and processes for load that a process has started."""
+    text = Path(f"/proc/{pid}/task/{pid}/children").read_text()
+    children = {int(word) for word in text.split()}
+    return {
+        it
+        for it in children
+        if re.search(r"--port|redis-server .*:|benchmarks\.\w", command_line(it))
+    }
+
+
+@pytest.mark.parametrize(
+    ("part", "processes_count", "number", "status"),
+    [
+        # In the midst of measuring: two servers, and two processes for load.
+        ("contention", 4, signal.SIGINT, 130),
+        # As soon as there is a server.
+        ("memory", 1, signal.SIGTERM, 143),
+    ],
+)
+def test_an_interrupted_part_leaves_no_process_behind(
+    tmp_path: Path, part: str, processes_count: int, number: signal.Signals, status: int
+) -> None:
+    """Nor results."""
+    command = [sys.executable, "-m", "benchmarks", part, "--modes", "primary-only"]
+    process = subprocess.Popen([*command, "--directory", str(tmp_path)], cwd=ROOT)
+    try:
+        until_s = time.monotonic() + START_MAX_S
+        while len(below := started_by(process.pid)) < processes_count:
+            assert time.monotonic() < until_s
+            time.sleep(0.02)
+        process.send_signal(number)
+        assert process.wait(20) == status
+    finally:
+        process.kill()
+        process.wait()
+    assert not [pid for pid in below if Path(f"/proc/{pid}").exists()]
+    assert not list(tmp_path.iterdir())
