@@ -25,6 +25,7 @@ import ctypes
 import logging
 import socket
 from collections import deque
+from itertools import islice
 from time import perf_counter_ns, time
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +33,7 @@ from ..resp import encoder
 from ..resp.decoder import Decoder
 from .commands.table import Command, find, wrong_arity
 from .core import limits
-from .poller import READ, WRITE
+from .poller import HANG_UP, READ, WRITE
 
 if TYPE_CHECKING:
     from .node import Node
@@ -133,6 +134,10 @@ class Connection:
 
     def on_readable(self) -> None:
         """Take what has arrived, and answer the whole requests in it."""
+        if self._events & HANG_UP:  # too much is here already: only its end means anything
+            if self.paused:
+                self._on_end()
+            return
         try:
             data = self._receive(limits.RECEIVE_BYTES)
         except BlockingIOError:
@@ -154,7 +159,7 @@ class Connection:
                 self._pending_bytes > limits.PENDING_BYTES_MAX
                 or len(self._pending) > limits.PENDING_REQUESTS_MAX
             ):
-                self._watch(self._events & ~READ)
+                self._watch(self._events & ~READ | HANG_UP)
         elif requests:
             self._run(requests)
         if self._decoder.error is not None and not self._pending and not self.paused:
@@ -163,14 +168,18 @@ class Connection:
     def _on_end(self) -> None:
         """The client has closed its side. What it asked for before is answered first, as long as it
         can still read (``printf ... | nc -N``); only a command that waits ends with a hang-up."""
-        unanswered = self._pending or self._held or self._held_batches or self._out or self._unsent
-        if self.ended or self.closing or self.paused or not unanswered:
+        unanswered = self._held or self._held_batches or self._out or self._unsent
+        if self._pending and not self.paused:
+            unanswered = True
+        if self.ended or self.closing or not unanswered:
             self.close("closed by the client")  # (asked again, with nothing to read: it hung up)
             return
         self.ended = True
-        self._watch(self._events & ~READ)
-        if not self._pending:
+        self._end_before_a_wait()
+        if self.paused or not self._pending:
             self.close_after_replies()
+        else:
+            self._watch(self._events & ~READ)
 
     def _answer_protocol_error(self) -> None:
         if self.closing or self.closed:
@@ -201,6 +210,9 @@ class Connection:
             done += 1
             command = hot(argv[0])
             if command is None:
+                if not node.has_time_for(argv):
+                    done -= 1  # not even this one
+                    break
                 if self._run_other(argv):
                     break
                 continue
@@ -240,12 +252,7 @@ class Connection:
 
     def _must_stop(self) -> bool:
         """Whether no further request of this connection is to be executed for now."""
-        return (
-            self.paused
-            or self.closing
-            or self.closed
-            or self.node.turn_spent_ns > limits.TURN_BUDGET_NS
-        )
+        return self.paused or self.closing or self.closed
 
     def _execute(self, argv: list[bytes]) -> tuple[bytes | None, bool]:
         """Find, check, time and count a command; its reply, and whether that has to wait for the
@@ -273,7 +280,11 @@ class Connection:
             waits = command.depends_on_state and node.replica.holding
         if reply is not None and reply[0] == _MINUS:
             self._count_error(command, reply)
-        node.turn_spent_ns += perf_counter_ns() - started
+        spent = perf_counter_ns() - started
+        if command is not None and "fast" in command.flags:
+            node.turn_fast_ns += spent
+        else:
+            node.turn_spent_ns += spent
         return reply, waits
 
     def _run_silently(self, requests: list[list[bytes]]) -> None:
@@ -297,6 +308,9 @@ class Connection:
                     self._leave(requests[position:])
                     return
                 continue
+            if not self.node.has_time_for(argv):
+                self._leave(requests[position - 1 :])
+                return
             reply, _ = self._execute(argv)
             if silent == "skip" and self.silent == "skip" and reply is not None:
                 self.silent = ""  # that one reply was it
@@ -322,8 +336,8 @@ class Connection:
 
     def resume(self, reply: bytes, *, held_back: bool = False) -> None:
         """Answer the command that paused, and go on with what came behind it."""
-        if self.closed:
-            return
+        if self.closed or self.closing:
+            return  # it has hung up
         assert self.paused, "only a paused connection can be resumed"
         self.paused = False
         if self._is_silenced():
@@ -334,7 +348,11 @@ class Connection:
             self._queue()
         else:
             self.reply(reply)
-        self.run_pending()
+        if self._pending:
+            # Not at once: what one waiter's pipeline does may end another's wait, and so on.
+            self.node.resume_next_turn(self)
+        else:
+            self.run_pending()
 
     def run_pending(self) -> None:
         """Execute what waits behind a pause that is over."""
@@ -342,6 +360,10 @@ class Connection:
         if self.closed or self.paused:
             return
         pending = self._pending
+        first = pending[0] if pending else None
+        if first and first[0] not in self.node.hot and not self.node.has_time_for(first):
+            self.node.resume_next_turn(self)  # (as it would be, after more work than this)
+            return
         requests = [pending.popleft() for _ in range(min(len(pending), _PENDING_AT_A_TIME))]
         if requests:
             self._run(requests)
@@ -356,7 +378,15 @@ class Connection:
             elif self.ended:
                 self.close_after_replies()
             elif not self.closing:
-                self._watch(self._events | READ)
+                self._watch(self._events & ~HANG_UP | READ)
+
+    def _end_before_a_wait(self) -> None:
+        """Forget what is left from the first request on that might wait: nobody would be there. It
+        is not executed, or the repeat of a wait might be granted what it cannot give back."""
+        for position, argv in enumerate(self._pending):
+            if _may_wait(argv):
+                self._pending = deque(islice(self._pending, position))
+                return
 
     # -- out -------------------------------------------------------------------------------------
 
@@ -513,10 +543,13 @@ class Connection:
         self.close_after_replies()
 
     def close_after_replies(self) -> None:
-        """Close once every reply so far has left; nothing more is read."""
+        """Close once every reply so far has left; nothing more is read, and nothing waited for."""
         self.closing = True
         self._pending.clear()
-        self._watch(self._events & ~READ)
+        if self.paused:
+            self.paused = False
+            self.node.replica.executor.hang_up(self)
+        self._watch(self._events & ~(READ | HANG_UP))
         self._queue()
 
     def close(self, why: str) -> None:
@@ -534,8 +567,20 @@ class Connection:
         self._held.clear()
         self._pending.clear()
         self._unsent.clear()
+        if self.paused:
+            self.node.replica.executor.hang_up(self)
         self.node.forget_connection(self, why)
         return self.sock
+
+
+def _may_wait(argv: list[bytes]) -> bool:
+    """Whether this is a LOCK that would stand in line."""
+    if argv[0].upper() != b"LOCK":
+        return False
+    return any(
+        word.upper() == b"WAIT" and value != b"0"
+        for word, value in zip(argv[3::2], argv[4::2], strict=False)
+    )
 
 
 def _give_back_memory() -> None:

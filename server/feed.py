@@ -133,6 +133,7 @@ class Feed:
         self._pairing.link = link
         self._pairing.peer_address = link.address
         gevent.spawn(self._learn_address, link, incarnation)
+        self._pairing.node.abandon_digest()
         self._cut = self._replica.attach(incarnation)
         self._pairing.full_resyncs += 1
         log.info(

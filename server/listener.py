@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import errno
+import select
 import socket
 from collections.abc import Callable
 from typing import Any
 
 from .core import limits
 
-_ACCEPTS_PER_TURN = 100
+# A client whose machine has lost power says no word more: keepalive tells, so that nobody who stood
+# in line for it is granted a lock that it will never give back.
+_SOCKET_OPTIONS = (
+    (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),
+    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, limits.KEEPALIVE_IDLE_S),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, limits.KEEPALIVE_IDLE_S // 3),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3),
+)
+ACCEPTS_PER_TURN = 100
 _PAUSE_S = 0.1  # when the process is out of file descriptors
 
 
@@ -48,8 +58,15 @@ class Listener:
         self._watcher = loop.io(self._sock.fileno(), 1)
         self._watcher.start(self._on_readable)
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether nobody waits to be accepted."""
+        poll = select.poll()
+        poll.register(self._sock, select.POLLIN)
+        return not poll.poll(0)
+
     def _on_readable(self) -> None:
-        for _ in range(_ACCEPTS_PER_TURN):
+        for _ in range(ACCEPTS_PER_TURN):
             try:
                 sock, address = self._sock.accept()
             except BlockingIOError:
@@ -61,7 +78,8 @@ class Listener:
                 continue  # that connection is gone already
             self._in_trouble = False
             sock.setblocking(False)
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            for level, option, value in _SOCKET_OPTIONS:
+                sock.setsockopt(level, option, value)
             self._on_accept(sock, address)
 
     def _pause(self, error: OSError) -> None:

@@ -2,11 +2,12 @@
 
 A turn of the loop::
 
-    begin_turn      the clock is read: all that happens in this turn happens at this time
+    begin_turn      the clock is read: all that is stamped in this turn is stamped with this time;
+                    requests that were left for this turn are executed
       callbacks     bytes are read, requests executed, acks counted; replies are queued
-    end_turn        what waits for the backup is set aside under the number of the turn's frame,
-                    the frame goes to the peer in one write, then every client's replies in one
-                    write each
+    end_turn        what is due is done, and one step of what takes many turns; what waits for the
+                    backup is set aside under the number of the turn's frame, the frame goes to the
+                    peer in one write, then every client's replies in one write each
 
 State is touched only from these callbacks, and each runs to completion (docs/protocol.md,
 "Concurrency").
@@ -25,6 +26,7 @@ import sys
 import time
 import traceback
 from collections import deque
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
@@ -41,13 +43,16 @@ from .config import Address, Config
 from .connection import Connection, format_address
 from .core import limits
 from .core.replica import Replica, Replies, Role
-from .listener import Listener
+from .core.snapshot import Digest
+from .core.walk import Walk
+from .listener import ACCEPTS_PER_TURN, Listener
 from .pairing import Pairing, new_incarnation
-from .poller import Poller
+from .poller import LateInput, Poller
 from .stats import SlowRequest, Stats, trimmed
 
 log = logging.getLogger(__name__)
 
+_RESUMED_PER_TURN = 300  # connections that are told the end of their wait: five milliseconds
 _DRAIN_S = 1.0  # how long an orderly stop waits for the replies that are under way
 EXIT_FAILED = 70  # EX_SOFTWARE: our own bug, or a state that cannot be trusted
 
@@ -60,26 +65,36 @@ class Node:
         self.hub = gevent.get_hub()
         self.loop: Any = self.hub.loop
         self.port = config.port
-        self.replica = Replica(new_incarnation(), config.min_backups)
+        self.replica = Replica(new_incarnation(), config.min_backups, clock.boot_ms)
         self.pairing = Pairing(self, self.replica)
         self.by_hand = ByHand(self.pairing)
         self.stats = Stats()
         commands.load()
         self.waits = Waits(self)
+        self.walk = Walk()
+        self.walked_ms = 0  # when it was last used
+        self.digest: Digest | None = None  # DEBUG DIGEST, while it is computed
         self.hot: dict[bytes, table.Command] = {}  # see Connection._run
-        self.poller = Poller(self.loop)
+        self.poller = Poller(self.loop, lambda: self.turn_spent_ns + self.turn_fast_ns)
         self.connections: dict[int, Connection] = {}
         self.connections_max = limits.CONNECTIONS_MAX
         self.slow_ns = 10_000_000  # CONFIG slowlog-log-slower-than
         self.gate: bytes | None = None  # the answer to all that depends on state; None: execute it
         self.turn_connections: list[Connection] = []  # those with replies queued in this turn
         self.turn_holds = False  # some of them must wait for the backup
-        self.turn_spent_ns = 0  # on commands other than the hot ones
+        self.turn_spent_ns = 0  # on commands that are neither hot nor fast
+        self.turn_fast_ns = 0  # on those that Redis calls fast
         self.sample_due = False  # time the next hot commands
         self.started_ms = clock.boot_ms()
         self.wall_s = time.time()
         self.stopping = False
         self._next_turn: list[Connection] = []
+        self._accepted_count = 0  # in this turn
+        self._late_input = LateInput(self.poller)
+        self._answered: deque[tuple[Connection, bytes]] = deque()  # their waits are over
+        self._in_steps: list[Callable[[], bool]] = []
+        self._alarm: Any = None  # the timer for what is due next
+        self._alarm_ms = 0
         self._maybe_peers: deque[tuple[int, Connection]] = deque()
         self._connection_count = 0
         self._listeners: list[Listener] = []
@@ -146,9 +161,17 @@ class Node:
         self.replica.begin_turn(now_ms)
         if gap_ms > self.pairing.heartbeat_ms:
             self.pairing.begin_turn(now_ms, gap_ms)
+        if self._next_turn:
+            self._run_next_turn()
 
     def _end_turn(self) -> None:
-        if self._next_turn:
+        if self.replica.role is Role.PRIMARY:
+            self._work_off()
+        self._accepted_count = 0
+        self._resume_answered()
+        steps, self._in_steps = self._in_steps, []
+        self._in_steps[:0] = [step for step in steps if step()]
+        if self._next_turn or self._answered or self._in_steps:
             self.another_turn()
         if self.turn_holds:
             self.turn_holds = False
@@ -159,7 +182,7 @@ class Node:
             self.turn_connections = []
             for connection in connections:
                 connection.flush()
-        self.turn_spent_ns = 0
+        self.turn_spent_ns = self.turn_fast_ns = 0
 
     def _hold_back(self) -> None:
         """Set this turn's replies aside that must wait for the backup."""
@@ -181,10 +204,71 @@ class Node:
         else:  # in this very turn it was decided that this node goes on alone
             self.pairing.feed.release(replies)
 
+    def _work_off(self) -> None:
+        """Do what is due, and note whose wait is over."""
+        executor = self.replica.executor
+        delay_ms = executor.work_off(self._input_is_read)
+        self._late_input.end_turn()
+        if executor.answered:
+            answered, executor.answered = executor.answered, []
+            for connections, answer in answered:
+                reply = encoder.integer(answer)
+                self._answered.extend((connection, reply) for connection in connections)
+        if delay_ms is not None:
+            self._wake_in(delay_ms, clock.boot_ms())
+
+    def _input_is_read(self) -> bool:
+        """Whether all has been looked at that had arrived when a late turn began (executor, X5)."""
+        accepts_all = self._accepted_count < ACCEPTS_PER_TURN
+        is_idle = all(listener.is_idle for listener in self._listeners)
+        is_read = self._late_input.is_read(is_idle, accepts_all, self._next_turn)
+        if not is_read:
+            self.another_turn()
+        return is_read
+
+    def _resume_answered(self) -> None:
+        """Tell those whose wait is over: some in each turn, thousands may have sent one request."""
+        answered = self._answered
+        for _ in range(min(len(answered), _RESUMED_PER_TURN)):
+            connection, reply = answered.popleft()
+            connection.resume(reply, held_back=True)
+
+    def _wake_in(self, delay_ms: int, now_ms: int) -> None:
+        """Have the loop turn again by then."""
+        if delay_ms <= 0:
+            self.another_turn()
+            return
+        at_ms = now_ms + delay_ms
+        if self._alarm is not None:
+            if self._alarm_ms <= at_ms:
+                return  # it will look again then
+            self._alarm.stop()
+            self._alarm.close()
+        self._alarm_ms = at_ms
+        self._alarm = self.loop.timer(delay_ms / 1000)
+        self._alarm.start(self._on_alarm, update=True)
+
+    def _on_alarm(self) -> None:
+        # What is due is done at the end of this turn, when its input has been read.
+        self._alarm.close()
+        self._alarm = None
+
+    def abandon_digest(self) -> None:
+        """Let go of the cut of a digest, if one is being computed."""
+        if self.digest is not None:
+            self.digest.close()
+            self.digest = None
+
     def another_turn(self) -> None:
         """Have the loop turn once more before it sleeps."""
         # Not run_callback: behind gevent's own prepare watcher, where we are, it wakes nobody.
-        self.loop.run_callback_threadsafe(self._run_next_turn)
+        self.loop.run_callback_threadsafe(_nothing)
+
+    def do_in_steps(self, step: Callable[[], bool]) -> None:
+        """Call ``step`` at the end of each turn, of this one too, for as long as it returns True.
+        (``gevent.sleep(0)`` is no way to do this: gevent goes on with up to fifty of those before
+        it looks at a socket.)"""
+        self._in_steps.append(step)
 
     def resume_next_turn(self, connection: Connection) -> None:
         """Go on with this connection's pipeline in the next turn: others come first."""
@@ -193,9 +277,23 @@ class Node:
             self._next_turn.append(connection)
 
     def _run_next_turn(self) -> None:
+        """Go on with what was left for this turn, before anything is read: newcomers might take up
+        every turn's time. They have half of it, or they would wait for all that is left."""
         connections, self._next_turn = self._next_turn, []
         for connection in connections:
             connection.run_pending()
+        self.turn_spent_ns = min(self.turn_spent_ns, limits.TURN_BUDGET_NS // 2)
+        self.turn_fast_ns = min(self.turn_fast_ns, limits.TURN_BUDGET_NS // 2)
+
+    def has_time_for(self, argv: list[bytes]) -> bool:
+        """Whether a command that is not hot may be executed in this turn: the first always may, and
+        so it goes on. Fast ones have time of their own: a PING does not stand behind a DEBUG."""
+        spent_ns, fast_ns = self.turn_spent_ns, self.turn_fast_ns
+        if spent_ns <= limits.TURN_BUDGET_NS and fast_ns <= limits.TURN_BUDGET_NS:
+            return True
+        command = table.find(argv)
+        is_fast = command is not None and "fast" in command.flags
+        return (fast_ns if is_fast else spent_ns) <= limits.TURN_BUDGET_NS
 
     def _tick(self) -> None:
         self.wall_s = time.time()
@@ -203,6 +301,8 @@ class Node:
         now_ms = self.last_turn_ms
         self.pairing.tick(now_ms)
         self._send_away_strangers(now_ms)
+        if now_ms - self.walked_ms > limits.WALK_KEPT_MS:
+            self.walk.forget()
         bytes_in, bytes_out = self.network_bytes()
         self.stats.sample(now_ms, self.commands_processed(), bytes_in, bytes_out)
 
@@ -241,12 +341,15 @@ class Node:
         self._watchers[-1] = self._start_ticker()
         log.info("reconfigured: %s, it was: %s", config, before)
 
-    read_address = staticmethod(Address.parse)  # for commands, which know nothing of the shell
+    # For commands, which know nothing of the shell.
+    read_address = staticmethod(Address.parse)
+    boot_ms = staticmethod(clock.boot_ms)
 
     # -- clients ---------------------------------------------------------------------------------
 
     def _on_accept(self, sock: socket.socket, address: Any) -> None:
         self.stats.connections_received += 1
+        self._accepted_count += 1
         beyond = len(self.connections) - self.connections_max
         if beyond >= limits.CONNECTIONS_FOR_PEER_MAX:
             self.stats.connections_rejected += 1
@@ -377,6 +480,10 @@ class Node:
         text = "".join(traceback.format_exception(kind, error, trace))
         log.error("unexpected error in %r:\n%s", context, text)
         self.fail("this node stops: an error that nobody expected is never served over")
+
+
+def _nothing() -> None:
+    """What is run where the turn is all that is wanted."""
 
 
 def _raise_descriptor_limit() -> None:

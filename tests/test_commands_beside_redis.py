@@ -6,6 +6,7 @@ What differs on purpose stands here too, each with its reason.
 from __future__ import annotations
 
 import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -232,6 +233,44 @@ SHUTDOWN foo
 SHUTDOWN ABORT
 SHUTDOWN ABORT NOW
 SHUTDOWN SAVE NOSAVE
+GET
+GET a
+GET a b
+DEL
+DEL a
+DEL a b a
+EXISTS
+EXISTS a
+EXISTS a b a
+TTL
+TTL a
+TTL a b
+PTTL
+PTTL a
+PTTL a b
+TYPE
+TYPE a
+TYPE a b
+GET \x00
+DEL \x00
+EXISTS \x00
+TTL \x00
+TYPE \x00
+DEBUG
+COMMAND GETKEYS GET a
+COMMAND GETKEYS GET a b
+COMMAND GETKEYS DEL a
+COMMAND GETKEYS DEL a b a
+COMMAND GETKEYS EXISTS a b
+COMMAND GETKEYS TTL a
+COMMAND GETKEYS PTTL a
+COMMAND GETKEYS TYPE a
+COMMAND GETKEYSANDFLAGS GET a
+COMMAND GETKEYSANDFLAGS TTL a
+COMMAND GETKEYSANDFLAGS PTTL a
+COMMAND GETKEYSANDFLAGS TYPE a
+COMMAND GETKEYSANDFLAGS EXISTS a b
+COMMAND GETKEYSANDFLAGS DEL a b
 INFO nonsense
 INFO cluster
 INFO CLUSTER nonsense
@@ -279,6 +318,59 @@ def test_several_patterns_of_config_get_agree_with_redis_in_any_order(
         found.append(reader.gets())
         raw.close()
     assert found[0] == found[1] and len(found[0]) == 4
+
+
+@pytest.mark.parametrize("protocol", ["2", "3"])
+@pytest.mark.parametrize("owner", [b"me", b"", b"\x00\r\n\xff", b"o" * 512], ids=len)
+def test_a_held_lock_is_the_key_that_it_would_be_in_redis(
+    node: Node, redis: RedisServer, protocol: str, owner: bytes
+) -> None:
+    """Its value is its owner; a lease is a time to live."""
+    ours, theirs = Raw(node.port), Raw(redis.port)
+    unique = f"{time.monotonic_ns()}"
+    names = [f"{unique} {number}" for number in range(3)]
+    options = ("OWNER", owner) if owner else ()
+    for raw in (ours, theirs):
+        raw.ask("HELLO", protocol)
+    for name, lease in ((names[0], ()), (names[1], ("PX", "1000000"))):
+        assert ours.ask("LOCK", name, owner or b"r", *options, *lease).startswith(b":")
+        assert theirs.ask("SET", name, owner or b"r", "NX", *lease) == b"+OK\r\n"
+    for request in (
+        *(("GET", name) for name in names),
+        *(("TYPE", name) for name in names),
+        *(("TTL", name) for name in (names[0], names[2])),
+        *(("PTTL", name) for name in (names[0], names[2])),
+        ("EXISTS", *names, *names),
+        ("EXISTS", names[2]),
+        ("TTL", names[1]),
+        ("DEL", names[0], names[0], names[2]),
+        ("GET", names[0]),
+        ("TTL", names[0]),
+        ("DEL", *names),
+        ("EXISTS", *names),
+        ("DEL", *names),
+    ):
+        assert ours.ask(*request) == theirs.ask(*request), request
+    for raw in (ours, theirs):
+        raw.close()
+
+
+@pytest.mark.parametrize("left_ms", [1_400, 1_600, 60_499, 60_900])
+def test_seconds_are_rounded_as_in_redis(node: Node, redis: RedisServer, left_ms: int) -> None:
+    """Half a second or more is a whole one."""
+    ours, theirs = Raw(node.port), Raw(redis.port)
+    name = f"{time.monotonic_ns()}"
+    for _ in range(20):  # (both were asked within one millisecond, or nearly: else try again)
+        ours.ask("DEL", name)
+        theirs.ask("DEL", name)
+        ours.ask("LOCK", name, name + str(time.monotonic_ns()), "PX", str(left_ms))
+        theirs.ask("SET", name, "x", "PX", str(left_ms))
+        if ours.ask("TTL", name) == theirs.ask("TTL", name):
+            break
+    else:
+        raise AssertionError("never the same")
+    for raw in (ours, theirs):
+        raw.close()
 
 
 def test_a_conversation_on_one_connection_agrees_with_redis(node: Node, redis: RedisServer) -> None:
@@ -349,7 +441,13 @@ ABSENT_THERE = {
     "client|no-touch": "since Redis 7.2",
     "lock": "ours",
     "unlock": "ours",
+    "renew": "ours",
+    "verify": "ours",
     "inspect": "ours",
+    "locks": "ours",
+    "debug|sleep": "not described there, and not to be had unless it is configured",
+    "debug|digest": "likewise",
+    "debug|help": "likewise",
 }
 
 
@@ -381,6 +479,7 @@ def test_the_table_describes_its_commands_as_redis_does(node: Node, redis: Redis
         assert entry[3:6] == other[3:6], name
         same = set(entry[6]) == set(other[6])  # type: ignore[call-overload]
         assert same != (name in CATEGORIES_DIFFER), (name, entry[6], other[6])
+        assert entry[8] == other[8], (name, "key specifications")
         assert len(entry) == len(other)
 
 
@@ -405,6 +504,27 @@ def test_descriptions_have_the_types_that_redis_gives_them(
             replies.append(skeleton(raw.ask("COMMAND", what, name)))
             raw.close()
         assert replies[0] == replies[1], name
+
+
+def documented(port: int, *names: str) -> dict[str, dict[str, object]]:
+    """COMMAND DOCS by name."""
+    reader = hiredis.Reader(encoding="utf-8")
+    raw = Raw(port)
+    raw.ask("HELLO", "3")
+    reader.feed(raw.ask("COMMAND", "DOCS", *names))
+    raw.close()
+    found = reader.gets()
+    assert isinstance(found, dict)
+    return found
+
+
+def test_the_commands_on_keys_are_documented_as_in_redis(node: Node, redis: RedisServer) -> None:
+    names = ("get", "del", "exists", "ttl", "pttl", "type")
+    ours, theirs = (documented(port, *names) for port in (node.port, redis.port))
+    assert list(ours) == list(names)
+    for name in names:
+        for field in ("group", "arguments"):
+            assert ours[name][field] == theirs[name][field], (name, field)
 
 
 def skeleton(reply: bytes) -> list[bytes]:
@@ -446,6 +566,6 @@ def test_a_few_things_differ_on_purpose(node: Node) -> None:
     assert b"between 1 and 10000 inclusive" in raw.ask("CONFIG", "SET", "maxclients", "10001")
     # Nothing that needs what is not here: all of these are unknown commands.
     # (MULTI comes last: up to EXEC, all that follows it is refused.)
-    for word in ("SUBSCRIBE", "MONITOR", "SENTINEL", "CLUSTER", "GET", "LATENCY", "MULTI"):
+    for word in ("SUBSCRIBE", "MONITOR", "SENTINEL", "CLUSTER", "HGET", "LATENCY", "MULTI"):
         assert raw.ask(word, "x").startswith(b"-ERR unknown command '%b'" % word.encode())
     raw.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterator
 
@@ -282,7 +283,36 @@ def test_debug_sleep_refuses_what_is_no_sensible_time(wire: Wire, seconds: str) 
         wire.ask("DEBUG", "SLEEP", seconds)
 
 
-@pytest.mark.parametrize("words", [("FOO",), ("SLEEP",), ("SLEEP", "1", "2"), ("SEGFAULT",)])
-def test_no_other_debug_exists(wire: Wire, words: tuple[str, ...]) -> None:
-    with pytest.raises(ReplyError, match="unknown subcommand or wrong number of arguments"):
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ((), "wrong number of arguments for 'debug' command"),
+        (("FOO",), "unknown subcommand 'FOO'"),
+        (("SEGFAULT",), "unknown subcommand 'SEGFAULT'"),
+        (("SLEEP",), "wrong number of arguments for 'debug|sleep' command"),
+        (("SLEEP", "1", "2"), "wrong number of arguments for 'debug|sleep' command"),
+        (("DIGEST", "x"), "wrong number of arguments for 'debug|digest' command"),
+    ],
+)
+def test_no_other_debug_exists(wire: Wire, words: tuple[str, ...], said: str) -> None:
+    with pytest.raises(ReplyError, match=said.replace("|", r"\|")):
         wire.ask("DEBUG", *words)
+
+
+def test_debug_digest_tells_the_state_and_its_offset(wire: Wire) -> None:
+    digests = set()
+    for _ in range(3):
+        before = wire.ask("DEBUG", "digest")
+        assert before == wire.ask("DEBUG", "DIGEST"), "nothing has changed"
+        assert isinstance(before, list)
+        digest, offset = before
+        assert re.fullmatch(rb"[0-9a-f]{64}", digest) and offset > 1_700_000_000_000_000
+        digests.add(digest)
+        assert wire.ask("LOCK", "digested", offset) >= 0
+    assert len(digests) == 3
+
+
+def test_debug_says_what_it_can_do(wire: Wire) -> None:
+    lines = wire.ask("DEBUG", "HELP")
+    assert isinstance(lines, list)
+    assert b"DIGEST" in lines and b"SLEEP <seconds>" in lines

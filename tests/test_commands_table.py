@@ -19,7 +19,8 @@ ALL = [
 # The commands there are to be, and no others.
 WANTED = """
     ping echo hello auth select quit reset time dbsize command client config info slowlog role
-    replicaof slaveof wait shutdown debug lock unlock inspect
+    replicaof slaveof wait shutdown debug lock unlock renew verify inspect locks get del exists ttl
+    pttl type
 """
 
 
@@ -31,7 +32,7 @@ def test_the_commands_are_those_that_were_asked_for() -> None:
 def test_every_command_says_what_it_is(command: table.Command) -> None:
     assert command.summary[0].isupper() and not command.summary.endswith(".")
     assert len(command.summary) < 80
-    assert command.group in ("connection", "server", "locks")
+    assert command.group in ("connection", "server", "locks", "string", "generic")
     assert command.arity != 0 and re.fullmatch(r"\d+\.\d+\.\d+", command.since)
     assert command.handler.__doc__ or command.subcommands or command.name.endswith("help")
 
@@ -81,7 +82,14 @@ def test_help_is_made_of_the_table() -> None:
 
 
 def test_a_command_is_written_as_its_arguments_say() -> None:
-    assert table.syntax(table.COMMANDS["lock"]).startswith("LOCK <name> <reqid> [OWNER <owner>")
+    assert table.syntax(table.COMMANDS["lock"]) == (
+        "LOCK <name> <reqid> [PX <milliseconds>|EX <seconds>] [WAIT <milliseconds>] [OWNER <owner>]"
+    )
+    assert table.syntax(table.COMMANDS["renew"]) == (
+        "RENEW <name> <fencing-token> (PX <milliseconds>|EX <seconds>)"
+    )
+    assert table.syntax(table.COMMANDS["locks"]) == "LOCKS <cursor> [MATCH <glob>] [COUNT <count>]"
+    assert table.syntax(table.COMMANDS["del"]) == "DEL <key> [<key> ...]"
     assert table.syntax(table.COMMANDS["wait"]) == "WAIT <numreplicas> <timeout>"
     assert (
         table.syntax(table.COMMANDS["shutdown"]) == "SHUTDOWN [NOSAVE|SAVE] [NOW] [FORCE] [ABORT]"

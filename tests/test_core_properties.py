@@ -558,7 +558,10 @@ class LocksAgainstModel(RuleBasedStateMachine):
         self.node.input_is_read = True
         self.pair.turn()
         self.node.input_is_read = False
+        judged_ms = self.model.judged_ms
         self.pass_time(pause_ms)
+        if judged_ms < self.model.first_due_ms() < self.model.turn_ms - ON_TIME_MS:
+            assert self.model.judged_ms == judged_ms, "a renewal may be in the input (X5)"
 
     @rule(pause_ms=st.integers(1, 30))
     def the_node_is_busy(self, pause_ms: int) -> None:

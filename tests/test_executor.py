@@ -239,6 +239,23 @@ def test_clients_that_keep_the_node_busy_cannot_keep_leases_alive() -> None:
     assert not held(node)
 
 
+def test_turns_are_not_late_for_what_has_only_not_been_worked_off_yet() -> None:
+    """Ten steps of it: meanwhile, requests see expiry as exactly as ever."""
+    node = alone()
+    for n in range(10 * limits.DUE_PER_TURN):
+        node.lock("c", f"n{n}", f"r{n}", "PX", "100")
+    node.end_turn()
+    node.input_is_read = False
+    node.sleep(101)
+    node.lock("c", "x", "rx", "PX", "20")
+    for _ in range(7):
+        node.end_turn()
+        node.sleep(3)
+    assert len(held(node)) > limits.DUE_PER_TURN
+    node.inspect("c", "x")
+    assert node.said[-1] == ("c", "free")
+
+
 def test_a_late_turn_is_over_with_its_input() -> None:
     node = alone()
     node.lock("c", "a", "r1", "PX", "100")

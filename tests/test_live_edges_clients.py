@@ -21,7 +21,6 @@ from harness.wire import ReplyError, Wire, encode
 
 from holdfast.server.core import limits
 from holdfast.server.core.reply_cache import Refused
-from holdfast.server.core.state import LOCK
 
 MIB = 1024 * 1024
 
@@ -68,16 +67,17 @@ def test_a_repeat_of_an_executed_request_is_answered_however_much_is_held_back(
     pair = Pair()
     pair.join()
     replica = pair.primary.replica
-    token = replica.request(LOCK, b"L", b"r1")
+    executor = replica.executor
+    token = executor.lock(b"L", b"r1", "c")
     assert isinstance(token, int) and token > 0
     replica.hold_back([("c", b"x" * 101)], 101)
     assert replica.overflows
-    assert replica.request(LOCK, b"L", b"r1") == token
-    assert replica.request(LOCK, b"M", b"r2") is Refused.TRY_AGAIN
+    assert executor.lock(b"L", b"r1", "c") == token
+    assert executor.lock(b"M", b"r2", "c") is Refused.TRY_AGAIN
     assert b"M" not in replica.state.locks.held
     pair.settle()
     assert not replica.overflows
-    assert isinstance(replica.request(LOCK, b"M", b"r2"), int)
+    assert isinstance(executor.lock(b"M", b"r2", "c"), int)
 
 
 def test_what_is_sent_behind_a_wait_that_never_ends_is_not_read_without_end(
@@ -173,7 +173,7 @@ def test_an_error_is_counted_once_whatever_the_spelling_of_the_command(
     one."""
     node = started(forked_cluster, "--min-backups", "1")
     with node.wire() as wire:
-        assert error_of(lambda: wire.ask(name, "a", "r1", "PX", "5")) == "ERR"
+        assert error_of(lambda: wire.ask(name, "a", "r1", "PX", "0")) == "ERR"
         assert error_of(lambda: wire.ask(name, "a", "r1")) == "NOREPLICAS"
         counted = info_of(wire, "stats", "errorstats", "commandstats")
     assert counted["errorstat_ERR"] == counted["errorstat_NOREPLICAS"] == "count=1"

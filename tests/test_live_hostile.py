@@ -50,7 +50,10 @@ from holdfast.server.core.stream import PROTOCOL_VERSION
 PING = encode("PING")
 PONG = b"+PONG\r\n"
 MIB = 1024 * 1024
-FREE = [b"state", b"free", b"owner", None, b"fencing_token", 0, b"held_ms", 0]
+FREE = [
+    *(b"state", b"free", b"owner", None, b"fencing_token", 0, b"remaining_ms", 0, b"held_ms", 0),
+    *(b"waiter_count", 0, b"waiters", []),
+]
 
 
 @pytest.fixture(scope="module")
@@ -242,6 +245,37 @@ def test_no_chunk_of_requests_holds_the_loop_for_50_ms(node: Node, flood: str) -
                 spent_ms.append((time.perf_counter() - started_s) * 1000)
             settle(node.port)
     assert min(spent_ms) < 50, spent_ms
+
+
+def test_expensive_requests_of_many_connections_do_not_add_up(fresh_node: Node) -> None:
+    """One of them in a turn; others are answered in between, and those that keep coming do not
+    keep what was left for later from being executed."""
+    sleep = encode("DEBUG", "SLEEP", "0.01")
+    spent_ms = []
+    with Wire(fresh_node.port) as wire:
+        for _ in range(3):  # the machine may have been busy with something else
+            raws = [Raw(fresh_node.port) for _ in range(64)]
+            settle(fresh_node.port)
+            fresh_node.freeze()
+            for raw in raws:
+                raw.send(sleep)
+            wire.send("PING")
+            started_s = time.perf_counter()
+            fresh_node.thaw()
+            assert wire.read() == b"PONG"
+            spent_ms.append((time.perf_counter() - started_s) * 1000)
+            for raw in raws:
+                assert raw.read_exactly(5) == b"+OK\r\n"
+                raw.close()
+    assert min(spent_ms) < 200, spent_ms
+    with Raw(fresh_node.port) as patient, Wire(fresh_node.port) as eager:
+        patient.send(sleep * 10)
+        asked = 0
+        while not patient.has_something():
+            eager.ask("DEBUG", "SLEEP", "0.01")
+            asked += 1
+        assert patient.read_exactly(50) == b"+OK\r\n" * 10
+        assert asked < 10
 
 
 # -- replies that nobody reads -------------------------------------------------------------------

@@ -121,7 +121,9 @@ def test_the_interactive_prompt_hints_at_arguments(terminal: Terminal, node: Nod
 
     terminal.wait_shown(prompt)
     terminal.type("LOCK ")
-    terminal.wait_shown(b"name reqid [OWNER owner")
+    terminal.wait_shown(
+        b"name reqid [PX milliseconds|EX seconds] [WAIT milliseconds] [OWNER owner]"
+    )
     assert b"(integer) " in enter("a r1")
     terminal.type("CLIENT LIST ")
     terminal.wait_shown(b"[TYPE NORMAL|MASTER|REPLICA|PUBSUB] [ID client-id [client-id ...]]")

@@ -11,6 +11,7 @@ from harness.alone import alone
 from harness.ports import HOST
 from harness.processes import Cluster, Node
 from harness.programs import python_with, run
+from harness.wire import as_map
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
@@ -38,6 +39,39 @@ def test_locks_are_taken_and_given_back(client: redis.Redis) -> None:
     assert client.execute_command("LOCK", b"\x00\xff", b"\xfe") > token
 
 
+def test_leases_and_waits_are_plain_commands(client: redis.Redis) -> None:
+    token = client.execute_command("LOCK", "a", "r1", "PX", 60_000, "OWNER", "me")
+    assert client.execute_command("LOCK", "a", "r2", "WAIT", 1) == 0
+    assert client.execute_command("VERIFY", "a", token) == 1
+    assert client.execute_command("RENEW", "a", token, "EX", 120) == 1
+    assert client.execute_command("UNLOCK", "a", "r3", "TOKEN", token) == 1
+    assert client.execute_command("LOCK", "a", "r4", "PX", 60_000, "WAIT", 1_000) > token
+
+
+def test_a_lock_is_a_key_to_redis_py(client: redis.Redis) -> None:
+    assert client.get("a") is None and client.exists("a", "b") == 0
+    assert client.type("a") in (b"none", "none") and client.pttl("a") == client.ttl("a") == -2
+    client.execute_command("LOCK", "a", "r1", "OWNER", "me")
+    client.execute_command("LOCK", "b", "r2", "PX", 60_000)
+    assert client.get("a") in (b"me", "me") and client.exists("a", "b", "a") == 3
+    assert client.type("a") in (b"string", "string")
+    assert client.ttl("a") == client.pttl("a") == -1
+    assert 59 <= client.ttl("b") <= 60 and 50_000 < client.pttl("b") <= 60_000
+    assert client.delete("a", "b", "c") == 2 and client.dbsize() == 0
+
+
+def test_the_walk_goes_through_cursors(client: redis.Redis) -> None:
+    for number in range(25):
+        client.execute_command("LOCK", f"a{number}", f"r{number}")
+    names, cursor = [], 0
+    while True:
+        cursor, page = client.execute_command("LOCKS", cursor, "COUNT", 10)
+        names += [as_map(each)["name"] for each in page]
+        if not int(cursor):
+            break
+    assert names == [b"a%d" % number for number in range(25)]
+
+
 def test_pipelines_keep_the_order(client: redis.Redis) -> None:
     with client.pipeline(transaction=False) as pipeline:
         for number in range(500):
@@ -51,8 +85,8 @@ def test_pipelines_keep_the_order(client: redis.Redis) -> None:
 
 
 def test_errors_are_those_that_redis_py_knows(client: redis.Redis) -> None:
-    with pytest.raises(redis.ResponseError, match="unknown command 'GET'"):
-        client.get("a")
+    with pytest.raises(redis.ResponseError, match="unknown command 'HGET'"):
+        client.hget("a", "b")
     with pytest.raises(redis.ResponseError, match="wrong number of arguments for 'lock' command"):
         client.execute_command("LOCK", "a")
     with pytest.raises(redis.ResponseError, match="syntax error"):
@@ -121,7 +155,9 @@ def test_the_command_table_is_parsed(client: redis.Redis) -> None:
     assert client.command_count() == len(described)
     assert {b"lock", b"client", b"client|list"} <= set(client.command_list())
     assert client.command_getkeys("LOCK", "a", "r1") in ([b"a"], ["a"])
-    assert {b"lock", b"unlock"} == set(client.command_list(category="write"))
+    writing = {b"lock", b"unlock", b"renew", b"del"}
+    assert set(client.command_list(category="write")) == writing
+    assert client.command_getkeys("DEL", "a", "b") in ([b"a", b"b"], ["a", "b"])
 
 
 def test_shutdown_is_followed_by_a_closed_connection(node: Node) -> None:
@@ -155,7 +191,7 @@ out["version"] = client.info()["redis_version"]
 out["maxclients"] = client.config_get("maxclients")["maxclients"]
 out["table"] = "lock" in client.command()
 try:
-    client.get("a")
+    client.hget("a", "b")
 except redis.ResponseError as error:
     out["error"] = str(error)
 print(json.dumps(out))
@@ -167,7 +203,7 @@ print(json.dumps(out))
 def test_older_redis_py_works_unpatched(node: Node, version: str, protocol: str) -> None:
     python = python_with(f"redis=={version}.*")
     out = json.loads(run(python, "-c", SMOKE, str(node.port), protocol, version))
-    assert out.pop("error").startswith("unknown command 'GET'")
+    assert out.pop("error").startswith("unknown command 'HGET'")
     assert "old" in out.pop("name")
     assert out == {
         "lock": True,

@@ -25,7 +25,7 @@ def commands_table() -> str:
     """The README's table of commands, from the one table that the server has."""
     commands.load()
     lines = ["| command | |", "|---|---|"]
-    groups = ["locks", "connection", "server"]
+    groups = ["locks", "generic", "string", "connection", "server"]
     ordered = sorted(COMMANDS.items(), key=lambda item: (groups.index(item[1].group), item[0]))
     for name, command in ordered:
         if name == "peer":  # between the nodes
@@ -37,12 +37,12 @@ def commands_table() -> str:
     return "\n".join(lines)
 
 
-def session(port: int) -> list[tuple[str, str]]:
-    """The commands typed in the README's session on a port, each with what it shows as printed."""
-    block = re.search(rf"\$ redis-cli -p {port}\n((?:    .*\n)+)", README)
-    assert block is not None
+def session(port: int, number: int = 0) -> list[tuple[str, str]]:
+    """The commands typed in a session of the README on a port, each with what it shows as
+    printed."""
+    block = re.findall(rf"\$ redis-cli -p {port}\n((?:    .*\n)+)", README)[number]
     prompt = f"127.0.0.1:{port}> "
-    lines = [line[4:] for line in block.group(1).splitlines()]
+    lines = [line[4:] for line in block.splitlines()]
     typed = [at for at, line in enumerate(lines) if line.startswith(prompt)]
     return [
         (lines[at].removeprefix(prompt), "\n".join(lines[at + 1 : end]))
@@ -58,7 +58,7 @@ def redis_cli(node: Node, command: str) -> str:
         capture_output=True,
         text=True,
         timeout=20,
-    ).stdout.strip()
+    ).stdout.strip("\n")
 
 
 def with_own_numbers(text: str, tokens: dict[str, str]) -> str:
@@ -68,7 +68,7 @@ def with_own_numbers(text: str, tokens: dict[str, str]) -> str:
         return tokens.setdefault(match.group(), f"token {len(tokens)}")
 
     text = re.sub(r"\d{16}", name, text)
-    return re.sub(r'("held_ms"\n8\) \(integer\)) \d+', r"\1 N", text)
+    return re.sub(r'("held_ms"\n10\) \(integer\)) \d+', r"\1 N", text)
 
 
 needs_redis_cli = pytest.mark.skipif(
@@ -94,12 +94,27 @@ def test_the_redis_cli_session_prints_what_the_readme_shows(cluster: Cluster) ->
     play(backup, session(6380))
 
 
+@needs_redis_cli
+def test_the_session_with_leases_prints_what_the_readme_shows(cluster: Cluster) -> None:
+    primary, _ = cluster.pair()
+    commands = session(6379, 1)
+    assert len(commands) == 5
+    shown_tokens: dict[str, str] = {}
+    real_tokens: dict[str, str] = {}
+    for command, shown in commands:
+        named = with_own_numbers(command, shown_tokens)
+        for token, name in real_tokens.items():
+            named = named.replace(name, token)
+        printed = redis_cli(primary, named)
+        assert with_own_numbers(printed, real_tokens) == with_own_numbers(shown, shown_tokens)
+
+
 def python_examples() -> list[str]:
     """The README's Python blocks."""
     return re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 
-@pytest.mark.parametrize("number", range(2))
+@pytest.mark.parametrize("number", range(3))
 def test_the_python_examples_run(number: int, cluster: Cluster) -> None:
     primary, backup = cluster.pair()
     example = python_examples()[number]
@@ -115,7 +130,7 @@ def test_the_python_examples_run(number: int, cluster: Cluster) -> None:
 
 
 def test_every_python_block_of_the_readme_is_run() -> None:
-    assert len(python_examples()) == 2
+    assert len(python_examples()) == 3
 
 
 def test_the_table_of_commands_is_the_servers() -> None:

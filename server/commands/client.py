@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable
+from functools import partial
 from time import time
 from typing import TYPE_CHECKING
-
-import gevent
 
 from ...resp import encoder
 from ..core.limits import CLIENT_NAME_BYTES_MAX
@@ -296,7 +296,8 @@ def _kill(connection: Connection, victims: list[Connection], reply: bytes) -> by
     why = f"killed by client {connection.address}"
     if len(victims) > _CLOSED_PER_TURN:
         connection.pause()
-        gevent.spawn(_kill_many, connection, victims, reply, why)
+        step = partial(_kill_some, connection, deque(victims), reply, why, connection in victims)
+        connection.node.do_in_steps(step)
         return None
     for victim in victims:
         if victim is not connection:
@@ -307,16 +308,20 @@ def _kill(connection: Connection, victims: list[Connection], reply: bytes) -> by
     return None
 
 
-def _kill_many(connection: Connection, victims: list[Connection], reply: bytes, why: str) -> None:
-    """The same for thousands, some in each turn of the loop."""
-    for position, victim in enumerate(victims, 1):
+def _kill_some(
+    connection: Connection, victims: deque[Connection], reply: bytes, why: str, itself: bool
+) -> bool:
+    """The same for thousands, some in each turn of the loop; whether there are more."""
+    for _ in range(min(len(victims), _CLOSED_PER_TURN)):
+        victim = victims.popleft()
         if victim is not connection:
             victim.close(why)
-        if position % _CLOSED_PER_TURN == 0:
-            gevent.sleep(0)
+    if victims:
+        return True
     connection.resume(reply)
-    if connection in victims and not connection.closed:
+    if itself and not connection.closed:
         connection.close_after_replies()
+    return False
 
 
 @command(

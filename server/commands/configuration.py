@@ -239,7 +239,7 @@ def config_resetstat(connection: Connection, argv: list[bytes]) -> bytes:
     node = connection.node
     node.stats.reset()
     node.pairing.full_resyncs = 0
-    node.replica.granted_count = node.replica.refused_count = 0
+    node.replica.executor.reset_statistics()
     for each in node.connections.values():
         each.bytes_in = each.bytes_out = 0
     for declared in COMMANDS.values():

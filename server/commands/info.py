@@ -4,7 +4,7 @@ Names and meanings are Redis' where Redis has them, so that its tools and dashbo
 
 ==================  ==========================================
 blocked_clients     connections whose command waits
-keyspace_hits       locks granted at once
+keyspace_hits       locks granted
 keyspace_misses     locks refused
 expired_keys        leases that ran out
 db0:keys            held locks; no line at all if there are none
@@ -205,10 +205,10 @@ def _stats(node: Any) -> Fields:
     yield "sync_full", node.pairing.full_resyncs
     yield "sync_partial_ok", 0
     yield "sync_partial_err", 0
-    yield "expired_keys", 0
+    yield "expired_keys", node.replica.executor.expired_count
     yield "evicted_keys", 0
-    yield "keyspace_hits", node.replica.granted_count
-    yield "keyspace_misses", node.replica.refused_count
+    yield "keyspace_hits", node.replica.executor.granted_count
+    yield "keyspace_misses", node.replica.executor.refused_count
     yield "pubsub_channels", 0
     yield "pubsub_patterns", 0
     yield "latest_fork_usec", 0
@@ -307,21 +307,28 @@ def _cluster(node: Any) -> Fields:
 
 
 def _keyspace(node: Any) -> Fields:
-    held = len(node.replica.state.locks.held)
-    if held:
-        yield "db0", f"keys={held},expires=0,avg_ttl=0"
+    locks = node.replica.state.locks
+    if locks.held:
+        yield "db0", f"keys={len(locks.held)},expires={locks.leases},avg_ttl=0"
 
 
 def _locks(node: Any) -> Fields:
     replica = node.replica
     held, now_ms = replica.state.locks.held, replica.state_time_ms()
     # Grants stand in the order in which they were made, so the first has been held the longest.
-    _, _, _, oldest_ms = next(iter(held.values()), (0, b"", b"", now_ms))
+    _, _, _, oldest_ms, _ = next(iter(held.values()), (0, b"", b"", now_ms, 0))
+    executor = replica.executor
     yield "locks_held", len(held)
-    yield "locks_waiters", 0
+    yield "locks_leased", replica.state.locks.leases
+    yield "locks_waiters", len(executor.queue)
+    yield "locks_waited_keys", len(executor.queue.lines)
+    yield "locks_longest_wait_ms", executor.queue.longest_wait_ms(now_ms)
     yield "locks_longest_hold_ms", now_ms - oldest_ms
-    yield "locks_granted_total", replica.granted_count
-    yield "locks_denied_total", replica.refused_count
+    yield "locks_granted_total", executor.granted_count
+    yield "locks_denied_total", executor.refused_count
+    yield "locks_timeouts_total", executor.timeouts_count
+    yield "locks_lease_expired_total", executor.expired_count
+    yield "locks_forced_total", executor.revoked_count
     # No fencing token above this has been given: tokens are offsets.
     yield "locks_fence_last", replica.state.offset
     yield "locks_reply_retention_ms", replica.state.replies.retention_ms(now_ms)

@@ -159,7 +159,7 @@ def _list_filter(kind: bytes, value: bytes) -> Callable[[Command], bool] | None:
 def get_keys(connection: Connection, argv: list[bytes]) -> bytes:
     """``COMMAND GETKEYS command [arg ...]``"""
     found = _with_key(argv[2:])
-    return found if isinstance(found, bytes) else encoder.encode([argv[2 + found.key_position]])
+    return found if isinstance(found, bytes) else encoder.encode(_keys(found, argv[2:]))
 
 
 @command(
@@ -176,8 +176,14 @@ def get_keys_and_flags(connection: Connection, argv: list[bytes]) -> bytes:
     found = _with_key(argv[2:])
     if isinstance(found, bytes):
         return found
-    key = argv[2 + found.key_position]
-    return encoder.encode([[key, _key_flags(found)]], connection.protocol)
+    flags = _key_flags(found)
+    return encoder.encode([[key, flags] for key in _keys(found, argv[2:])], connection.protocol)
+
+
+def _keys(declared: Command, argv: list[bytes]) -> list[bytes]:
+    """The lock names in a request."""
+    first = declared.key_position
+    return argv[first:] if declared.takes_keys else argv[first : first + 1]
 
 
 def _with_key(argv: list[bytes]) -> Command | bytes:
@@ -233,7 +239,7 @@ def _info(each: Command, protocol: int) -> bytes:
         each.arity,
         _statuses(each.flags),
         key,
-        key,
+        -1 if each.takes_keys else key,
         int(bool(key)),
         _statuses(_categories(each)),
         frozenset[str](),  # tips
@@ -266,14 +272,18 @@ def _categories(each: Command) -> frozenset[str]:
 
 
 def _key_flags(each: Command) -> frozenset[encoder.Status]:
-    return _statuses(("RO", "access") if "readonly" in each.flags else ("RW", "update"))
+    usual = ("RO", "access") if "readonly" in each.flags else ("RW", "update")
+    return _statuses(each.key_flags or usual)
 
 
 def _key_spec(each: Command) -> dict[str, object]:
     return {
         "flags": _key_flags(each),
         "begin_search": {"type": "index", "spec": {"index": each.key_position}},
-        "find_keys": {"type": "range", "spec": {"lastkey": 0, "keystep": 1, "limit": 0}},
+        "find_keys": {
+            "type": "range",
+            "spec": {"lastkey": -1 if each.takes_keys else 0, "keystep": 1, "limit": 0},
+        },
     }
 
 

@@ -1,57 +1,118 @@
-"""LOCK, UNLOCK and INSPECT: requests on locks.
+"""LOCK, UNLOCK, RENEW, VERIFY, INSPECT and LOCKS: requests on locks.
 
-A request is checked here for its form, executed by the replica (at most once), and its answer
+A request is checked here for its form, executed by the executor (at most once), and its answer
 encoded. The connection holds the reply back until the backup has it.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import re
+from itertools import islice
+from time import perf_counter_ns
+from typing import TYPE_CHECKING, Any
 
 from ...resp import encoder
+from ..core import limits
 from ..core.limits import NAME_BYTES_MAX
+from ..core.lock_table import Grant
 from ..core.reply_cache import AT, Refused, split_reqid
-from ..core.state import LOCK, LOCK_WITH, UNDO, UNLOCK
-from .table import COMMANDS, Argument, command, wrong_arity
+from ..core.state import UNDO, UNLOCK, UNLOCK_GRANT
+from . import reading
+from .table import COMMANDS, Argument, command, shown, wrong_arity
 
 if TYPE_CHECKING:
     from ..connection import Connection
 
-_NOT_YET = frozenset((b"PX", b"EX", b"WAIT", b"TOKEN"))
 # Nothing was executed, and the state was not read either: these need not wait for the backup.
 _AT_ONCE = frozenset((Refused.TRY_AGAIN, Refused.NO_REPLICAS))
 _REFUSALS = {refused: encoder.error(refused.value) for refused in Refused}
+_BAD_TOKEN = encoder.error("ERR fencing token must be a decimal number from 1 to 2^63-1")
+_LEASE = Argument(
+    "lease",
+    "oneof",
+    arguments=(
+        Argument("milliseconds", "integer", token="PX"),
+        Argument("seconds", "integer", token="EX"),
+    ),
+)
+_OPTIONAL_LEASE = Argument("lease", "oneof", optional=True, arguments=_LEASE.arguments)
+
+_CURSOR = re.compile(rb"0|[1-9][0-9]{0,38}")  # two tokens in one: core/walk.py
+
+_LOCKS_AT_A_TIME = 16  # and then a look at the clock
 
 _NAME = Argument("name", "key")
 _REQID = Argument("reqid")
+_TOKEN = Argument("fencing-token", "integer")
 
 
 @command(
     "lock",
     -3,
-    "Grants a lock if nobody holds it: its fencing token, or 0",
+    "Grants a lock, or stands in line for it: its fencing token, or 0 if refused",
     group="locks",
-    flags=("write", "fast"),
+    flags=("write", "blocking", "fast"),
     hot=True,
     key_position=1,
-    arguments=(_NAME, _REQID, Argument("owner", token="OWNER", optional=True)),
+    arguments=(
+        _NAME,
+        _REQID,
+        _OPTIONAL_LEASE,
+        Argument("milliseconds", "integer", token="WAIT", optional=True),
+        Argument("owner", token="OWNER", optional=True),
+    ),
 )
 def lock(connection: Connection, argv: list[bytes]) -> bytes | None:
-    """``LOCK name reqid [OWNER owner]``"""
-    kind, owner = LOCK, b""
+    """``LOCK name reqid [PX ms | EX s] [WAIT ms] [OWNER owner]``"""
+    owner, lease_ms, wait_ms = b"", 0, 0
     if len(argv) != 3:
-        owner, problem = _option(argv, b"OWNER")
-        if problem:
-            return problem
-        kind = LOCK_WITH
+        options = _lock_options(argv)
+        if isinstance(options, bytes):
+            return options
+        owner, lease_ms, wait_ms = options
     _, name, reqid = argv[:3]
     if not 0 < len(name) <= NAME_BYTES_MAX or not 0 < len(reqid) <= NAME_BYTES_MAX:
         return _bad_length(name, reqid)
-    node = connection.node
-    answer = node.replica.request(kind, name, reqid, owner)
+    executor = connection.node.replica.executor
+    answer = executor.lock(name, reqid, connection, owner, lease_ms, wait_ms)
     if answer.__class__ is not int:
-        return _refuse(connection, answer)
+        if answer is None:
+            connection.pause()
+            if connection.ended:  # it has hung up already: its place is kept for a repeat
+                connection.close("closed by the client")
+            return None
+        return refusal(connection, answer)
     return b":%d\r\n" % answer if answer else encoder.ZERO
+
+
+def _lock_options(argv: list[bytes]) -> tuple[bytes, int, int] | bytes:
+    """Owner, lease and wait; or an error reply."""
+    if len(argv) < 3:
+        return wrong_arity(COMMANDS["lock"])
+    if len(argv) == 5 and argv[3] == b"PX":  # by far the most frequent
+        lease_ms = _lease_ms(b"PX", argv[4])
+        return lease_ms if isinstance(lease_ms, bytes) else (b"", lease_ms, 0)
+    values = _options(argv, (b"PX", b"EX", b"WAIT", b"OWNER"))
+    if isinstance(values, bytes):
+        return values
+    if b"PX" in values and b"EX" in values:
+        return encoder.error("ERR PX and EX exclude each other")
+    lease: int | bytes = 0
+    for unit in (b"PX", b"EX"):
+        if unit in values:
+            lease = _lease_ms(unit, values[unit])
+    if isinstance(lease, bytes):
+        return lease
+    wait_ms = reading.integer(values.get(b"WAIT", b"0"))
+    if wait_ms is None or not 0 <= wait_ms <= limits.WAIT_MS_MAX:
+        return encoder.error(
+            f"ERR value of WAIT must be a whole number of milliseconds from 0 (do not wait) to "
+            f"{limits.WAIT_MS_MAX}"
+        )
+    owner = values.get(b"OWNER")
+    if owner is not None and not 0 < len(owner) <= NAME_BYTES_MAX:
+        return _bad_value("OWNER")
+    return owner or b"", lease, wait_ms
 
 
 @command(
@@ -62,61 +123,205 @@ def lock(connection: Connection, argv: list[bytes]) -> bytes | None:
     flags=("write", "fast"),
     hot=True,
     key_position=1,
-    arguments=(_NAME, _REQID, Argument("old-reqid", token="REQUEST", optional=True)),
+    arguments=(
+        _NAME,
+        _REQID,
+        Argument(
+            "which",
+            "oneof",
+            optional=True,
+            arguments=(
+                Argument("fencing-token", "integer", token="TOKEN"),
+                Argument("old-reqid", token="REQUEST"),
+            ),
+        ),
+    ),
 )
 def unlock(connection: Connection, argv: list[bytes]) -> bytes | None:
-    """``UNLOCK name reqid [REQUEST old-reqid]``"""
-    kind, undone = UNLOCK, b""
+    """``UNLOCK name reqid [TOKEN fencing-token | REQUEST old-reqid]``"""
+    kind, argument = UNLOCK, b""
     if len(argv) != 3:
-        undone, problem = _option(argv, b"REQUEST")
-        problem = problem or _undo_problem(argv[2], undone)
-        if problem:
-            return problem
-        kind = UNDO
+        option = _unlock_option(argv)
+        if isinstance(option, bytes):
+            return option
+        kind, argument = option
     _, name, reqid = argv[:3]
     if not 0 < len(name) <= NAME_BYTES_MAX or not 0 < len(reqid) <= NAME_BYTES_MAX:
         return _bad_length(name, reqid)
-    answer = connection.node.replica.request(kind, name, reqid, b"", undone)
+    answer = connection.node.replica.executor.unlock(kind, name, reqid, argument)
     if answer.__class__ is not int:
-        return _refuse(connection, answer)
+        return refusal(connection, answer)
     return encoder.ONE if answer else encoder.ZERO
+
+
+def _unlock_option(argv: list[bytes]) -> tuple[int, bytes] | bytes:
+    """The kind of entry, and its argument; or an error reply."""
+    if len(argv) < 3:
+        return wrong_arity(COMMANDS["unlock"])
+    values = _options(argv, (b"TOKEN", b"REQUEST"))
+    if isinstance(values, bytes):
+        return values
+    if len(values) == 2:
+        return encoder.error("ERR TOKEN and REQUEST exclude each other")
+    ((keyword, value),) = values.items()
+    if keyword == b"TOKEN":
+        return _BAD_TOKEN if _fencing_token(value) is None else (UNLOCK_GRANT, value)
+    if not 0 < len(value) <= NAME_BYTES_MAX:
+        return _bad_value("REQUEST")
+    return _undo_problem(argv[2], value) or (UNDO, value)
+
+
+@command(
+    "renew",
+    5,
+    "Restarts the lease of a grant, if it has not ended: 1, or 0",
+    group="locks",
+    flags=("write", "fast"),
+    hot=True,
+    key_position=1,
+    arguments=(_NAME, _TOKEN, _LEASE),
+)
+def renew(connection: Connection, argv: list[bytes]) -> bytes | None:
+    """``RENEW name fencing-token PX ms | EX s``: never shortens the lease."""
+    if len(argv) != 5:
+        return wrong_arity(COMMANDS["renew"])
+    _, name, token, unit, length = argv
+    fencing_token = _fencing_token(token)
+    lease_ms = _lease_ms(unit.upper(), length)
+    if not 0 < len(name) <= NAME_BYTES_MAX:
+        return _bad_length(name, b"-")
+    if fencing_token is None:
+        return _BAD_TOKEN
+    if isinstance(lease_ms, bytes):
+        return lease_ms
+    executor = connection.node.replica.executor
+    answer = executor.renew(name, fencing_token, lease_ms)
+    return refusal(connection, answer) if isinstance(answer, Refused) else encoder.integer(answer)
+
+
+@command(
+    "verify",
+    3,
+    "Tells whether a grant is still the current one: 1, or 0",
+    group="locks",
+    flags=("readonly", "fast"),
+    hot=True,
+    key_position=1,
+    arguments=(_NAME, _TOKEN),
+)
+def verify(connection: Connection, argv: list[bytes]) -> bytes | None:
+    """``VERIFY name fencing-token``"""
+    if len(argv) != 3:
+        return wrong_arity(COMMANDS["verify"])
+    if not 0 < len(argv[1]) <= NAME_BYTES_MAX:
+        return _bad_length(argv[1], b"-")
+    fencing_token = _fencing_token(argv[2])
+    if fencing_token is None:
+        return _BAD_TOKEN
+    grant = connection.node.replica.executor.look(argv[1])
+    if isinstance(grant, Refused):
+        return refusal(connection, grant)
+    return encoder.ONE if grant is not None and grant[0] == fencing_token else encoder.ZERO
 
 
 @command(
     "inspect",
     2,
-    "Shows a lock: state, owner, fencing token, and for how long it has been held",
+    "Shows a lock: state, owner, fencing token, lease, and who stands in line for it",
     group="locks",
     flags=("readonly", "fast"),
-    hot=True,
+    depends_on_state=True,
     key_position=1,
     arguments=(_NAME,),
 )
 def inspect(connection: Connection, argv: list[bytes]) -> bytes | None:
     """``INSPECT name``: a map."""
-    if len(argv) != 2:
-        return wrong_arity(COMMANDS["inspect"])
     name = argv[1]
     if not 0 < len(name) <= NAME_BYTES_MAX:
         return _bad_length(name, b"-")
     replica = connection.node.replica
-    if replica.overflows:
-        connection.refuse(_REFUSALS[Refused.TRY_AGAIN])
-        return None
-    grant = replica.state.locks.held.get(name)
-    shown: dict[str, object] = {"state": "free", "owner": None, "fencing_token": 0, "held_ms": 0}
+    executor = replica.executor
+    grant = executor.look(name)
+    if isinstance(grant, Refused):
+        return refusal(connection, grant)
+    known: dict[str, Any] = {"state": "free", "owner": None, "fencing_token": 0}
+    known |= {"remaining_ms": 0, "held_ms": 0}
     if grant is not None:
-        fencing_token, _, owner, granted_at_ms = grant
-        shown = {
-            "state": "held",
-            "owner": owner,
-            "fencing_token": fencing_token,
-            "held_ms": replica.state_time_ms() - granted_at_ms,
-        }
-    return encoder.encode(shown, connection.protocol)
+        known = {"state": "held"} | _known_of(connection, grant)
+    time_ms = replica.real_time_ms()
+    in_line = [
+        [waiter.owner or waiter.reqid, time_ms - waiter.joined_ms]
+        for waiter in islice(executor.queue.line(name), limits.INSPECT_WAITERS_MAX)
+    ]
+    known |= {"waiter_count": executor.queue.length(name), "waiters": in_line}
+    return encoder.encode(known, connection.protocol)
 
 
-def _refuse(connection: Connection, refused: object) -> bytes | None:
+def _known_of(connection: Connection, grant: Grant) -> dict[str, Any]:
+    replica = connection.node.replica
+    fencing_token, _, owner, granted_at_ms, _ = grant
+    return {
+        "owner": owner,
+        "fencing_token": fencing_token,
+        "remaining_ms": replica.executor.remaining_ms(grant),
+        "held_ms": replica.real_time_ms() - granted_at_ms,
+    }
+
+
+@command(
+    "locks",
+    -2,
+    "Walks the held locks, as SCAN walks keys",
+    group="locks",
+    flags=("readonly",),
+    depends_on_state=True,
+    arguments=(
+        Argument("cursor", "integer"),
+        Argument("glob", "pattern", token="MATCH", optional=True),
+        Argument("count", "integer", token="COUNT", optional=True),
+    ),
+    complexity="O(1) for every call, O(N) for a walk",
+)
+def locks(connection: Connection, argv: list[bytes]) -> bytes | None:
+    """``LOCKS cursor [MATCH glob] [COUNT n]``: the next cursor, and a map for each lock."""
+    if not _CURSOR.fullmatch(argv[1]):
+        return encoder.error("ERR invalid cursor")
+    cursor = int(argv[1])
+    values = _options(argv, (b"MATCH", b"COUNT"), first=2)
+    if isinstance(values, bytes):
+        return values
+    count = reading.integer(values.get(b"COUNT", b"10"))
+    if count is None or not 1 <= count <= limits.LOCKS_PAGE_MAX:
+        return encoder.error(f"ERR value of COUNT must be from 1 to {limits.LOCKS_PAGE_MAX}")
+    if len(values.get(b"MATCH", b"")) > limits.GLOBS_BYTES_MAX:
+        return encoder.error(f"ERR the pattern is longer than {limits.GLOBS_BYTES_MAX} bytes")
+    glob = reading.Glob(values[b"MATCH"]) if b"MATCH" in values else None
+    node = connection.node
+    node.walked_ms = node.now_ms
+    deadline_ns = perf_counter_ns() + limits.TURN_BUDGET_NS
+    step = _LOCKS_AT_A_TIME if glob is None else 1
+    page: list[dict[str, Any]] = []
+    while True:
+        cursor, names = node.walk.page(node.replica.state.locks, cursor, min(count, step))
+        for name in names:
+            if glob is None or glob.matches(name):
+                grant = node.replica.executor.look(name)
+                if isinstance(grant, Refused):
+                    return refusal(connection, grant)
+                if grant is not None:
+                    waiters = node.replica.executor.queue.length(name)
+                    known = _known_of(connection, grant) | {"waiter_count": waiters}
+                    page.append({"name": name} | known)
+        count -= step
+        if not cursor or count <= 0 or perf_counter_ns() > deadline_ns:  # (a page may be short)
+            return encoder.encode([str(cursor), page], connection.protocol)
+
+
+# -- what the arguments say ------------------------------------------------------------------------
+
+
+def refusal(connection: Connection, refused: object) -> bytes | None:
+    """The reply to what was not executed; None if it has been sent, since it need not wait."""
     assert isinstance(refused, Refused)
     reply = _REFUSALS[refused]
     if refused in _AT_ONCE:
@@ -125,29 +330,46 @@ def _refuse(connection: Connection, refused: object) -> bytes | None:
     return reply
 
 
-def _option(argv: list[bytes], known: bytes) -> tuple[bytes, bytes]:
-    """The value of the one option that may stand behind the request id; or an error reply."""
-    name = argv[0].lower().decode("latin-1")
-    if len(argv) < 3:
-        return b"", wrong_arity(COMMANDS[name])
-    keyword = argv[3].upper()
-    shown = keyword[:64].decode("utf-8", "replace")
-    if keyword in _NOT_YET:
-        return b"", encoder.error(f"ERR option {shown} is not supported by this version")
-    if keyword != known:
-        return b"", encoder.error(f"ERR unknown option '{shown}', {name} has {known.decode()}")
-    if len(argv) == 4:
-        return b"", encoder.error(f"ERR option {shown} needs a value")
-    if len(argv) > 5:
-        again = argv[5].upper()
-        if again == known:
-            return b"", encoder.error(f"ERR option {shown} is given twice")
-        _, problem = _option(argv[:3] + argv[5:], known)
-        return b"", problem
-    value = argv[4]
-    if not 0 < len(value) <= NAME_BYTES_MAX:
-        return b"", encoder.error(f"ERR value of {shown} must be 1 to {NAME_BYTES_MAX} bytes long")
-    return value, b""
+def _options(
+    argv: list[bytes], known: tuple[bytes, ...], first: int = 3
+) -> dict[bytes, bytes] | bytes:
+    """The values of the options from ``first`` on, each given once; or an error reply."""
+    values: dict[bytes, bytes] = {}
+    for at in range(first, len(argv), 2):
+        keyword = argv[at].upper()
+        if keyword not in known:
+            return encoder.error(
+                f"ERR unknown option '{shown(keyword, 64)}', "
+                f"{argv[0].lower().decode()} has {b', '.join(known).decode()}"
+            )
+        if keyword in values:
+            return encoder.error(f"ERR option {keyword.decode()} is given twice")
+        if at + 1 == len(argv):
+            return encoder.error(f"ERR option {keyword.decode()} needs a value")
+        values[keyword] = argv[at + 1]
+    return values
+
+
+def _lease_ms(unit: bytes, length: bytes) -> int | bytes:
+    """The length of a lease, in milliseconds; or an error reply."""
+    if unit == b"PX":
+        factor, what = 1, "milliseconds"
+    elif unit == b"EX":
+        factor, what = 1000, "seconds"
+    else:
+        return encoder.error(f"ERR expected PX or EX, got '{shown(unit, 64)}'")
+    value = reading.integer(length)
+    if value is None or not 1 <= value <= limits.LEASE_MS_MAX // factor:
+        return encoder.error(
+            f"ERR value of {unit.decode()} must be a whole number of {what} from 1 to "
+            f"{limits.LEASE_MS_MAX // factor}"
+        )
+    return value * factor
+
+
+def _fencing_token(text: bytes) -> int | None:
+    value = reading.integer(text)
+    return value if value is not None and value > 0 else None
 
 
 def _undo_problem(reqid: bytes, undone: bytes) -> bytes:
@@ -167,6 +389,10 @@ def _undo_problem(reqid: bytes, undone: bytes) -> bytes:
             "with a higher number"
         )
     return b""
+
+
+def _bad_value(option: str) -> bytes:
+    return encoder.error(f"ERR value of {option} must be 1 to {NAME_BYTES_MAX} bytes long")
 
 
 def _bad_length(name: bytes, reqid: bytes) -> bytes:

@@ -1,12 +1,10 @@
-"""Commands on the server as a whole: TIME, DBSIZE, SLOWLOG, SHUTDOWN, DEBUG.
+"""Commands on the server as a whole: TIME, DBSIZE, SLOWLOG, SHUTDOWN.
 
-INFO and CONFIG have files of their own.
+INFO, CONFIG and DEBUG have files of their own.
 """
 
 from __future__ import annotations
 
-import ipaddress
-import math
 import time
 from itertools import islice
 from typing import TYPE_CHECKING
@@ -18,7 +16,6 @@ from .table import Argument, command, container, shown
 if TYPE_CHECKING:
     from ..connection import Connection
 
-_SLEEP_S_MAX = 60.0
 _SLOWLOG = ("admin", "loading", "stale")
 
 
@@ -134,47 +131,3 @@ def shutdown(connection: Connection, argv: list[bytes]) -> bytes | None:
     connection.node.stop(f"SHUTDOWN from {connection.address}")
     connection.close_after_replies()
     return None
-
-
-# -- DEBUG -----------------------------------------------------------------------------------------
-
-
-@command(
-    "debug",
-    -2,
-    "Has the server sleep, as if it were stuck: for tests, from this machine only",
-    group="server",
-    flags=("admin", "noscript", "loading", "stale"),
-    arguments=(Argument("seconds", "double", token="SLEEP"),),
-)
-def debug(connection: Connection, argv: list[bytes]) -> bytes:
-    """``DEBUG SLEEP seconds``: nothing at all is done meanwhile, no heartbeat either."""
-    if not _is_local(connection):
-        return encoder.error("ERR DEBUG command not allowed. It can be run from a local connection")
-    if argv[1].upper() != b"SLEEP" or len(argv) != 3:
-        return encoder.error(
-            f"ERR unknown subcommand or wrong number of arguments for '{shown(argv[1])}'. "
-            "DEBUG SLEEP <seconds> is known"
-        )
-    seconds = _float(argv[2])
-    if seconds is None or not 0 <= seconds <= _SLEEP_S_MAX:
-        return encoder.error(f"ERR seconds must be a number from 0 to {_SLEEP_S_MAX:g}")
-    time.sleep(seconds)
-    return encoder.OK
-
-
-def _is_local(connection: Connection) -> bool:
-    try:
-        peer = ipaddress.ip_address(connection.sock.getpeername()[0])
-    except (OSError, ValueError):
-        return False
-    mapped = getattr(peer, "ipv4_mapped", None)
-    return bool((mapped or peer).is_loopback)
-
-
-def _float(text: bytes) -> float | None:
-    try:
-        value = float(text[:32])
-    except ValueError:
-        return None
-    return value if math.isfinite(value) and b"_" not in text else None

@@ -54,6 +54,7 @@ class Command:
     depends_on_state: bool = False  # its replies are under the commit rule (I6)
     hot: bool = False  # takes the short way through the connection (``hot_table``)
     key_position: int = 0  # of the lock's name, 0: there is none
+    key_flags: tuple[str, ...] = ()  # what is done with it, in Redis' words
     arguments: Sequence[Argument] = ()
     categories: tuple[str, ...] = ()  # of ACLs, beyond those that follow from flags and group
     complexity: str = "O(1)"
@@ -72,6 +73,11 @@ class Command:
     def __post_init__(self) -> None:
         self.arguments_min = abs(self.arity)
         self.arguments_max = self.arity if self.arity > 0 else ARGUMENTS_ANY
+
+    @property
+    def takes_keys(self) -> bool:
+        """Whether all that follows the first key is keys, too."""
+        return any(argument.type == "key" and argument.multiple for argument in self.arguments)
 
     def add_sample(self, nanoseconds: int, calls: int) -> None:
         """Calls that were timed together, to stand for those that were not."""
@@ -132,6 +138,7 @@ def command(
     depends_on_state: bool = False,
     hot: bool = False,
     key_position: int = 0,
+    key_flags: Sequence[str] = (),
     arguments: Sequence[Argument] = (),
     categories: Sequence[str] = (),
     complexity: str = "O(1)",
@@ -150,6 +157,7 @@ def command(
             depends_on_state=depends_on_state or hot,
             hot=hot,
             key_position=key_position,
+            key_flags=tuple(key_flags),
             arguments=arguments,
             categories=tuple(categories),
             complexity=complexity,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import time
+from typing import Any
 
 import hiredis
 
@@ -29,6 +30,14 @@ def encode(*words: str | bytes | int) -> bytes:
         data = word if isinstance(word, bytes) else str(word).encode()
         out.append(b"$%d\r\n%b\r\n" % (len(data), data))
     return b"".join(out)
+
+
+def as_map(reply: object) -> dict[str, Any]:
+    """A map by its names: of RESP3, or the flat list that it is in RESP2."""
+    if isinstance(reply, list):
+        reply = dict(zip(reply[::2], reply[1::2], strict=True))
+    assert isinstance(reply, dict)
+    return {name.decode(): value for name, value in reply.items()}
 
 
 class Wire:
@@ -83,11 +92,23 @@ class Wire:
             return False
         return False
 
-    def inspect(self, name: str) -> dict[str, object]:
+    def inspect(self, name: str) -> dict[str, Any]:
         """INSPECT as a dict."""
-        reply = self.ask("INSPECT", name)
-        assert isinstance(reply, list)
-        return {key.decode(): value for key, value in zip(reply[::2], reply[1::2], strict=True)}
+        return as_map(self.ask("INSPECT", name))
+
+    def digest(self) -> tuple[str, int]:
+        """DEBUG DIGEST: of the state, and the offset at which it was taken."""
+        deadline_s = time.monotonic() + self.timeout_s
+        while True:
+            try:
+                reply = self.ask("DEBUG", "DIGEST")
+            except ReplyError as error:
+                if error.code != "TRYAGAIN" or time.monotonic() > deadline_s:
+                    raise  # (only one at a time is computed)
+                time.sleep(0.005)
+                continue
+            assert isinstance(reply, list)
+            return reply[0].decode(), reply[1]
 
     def close(self) -> None:
         """Hang up."""
