@@ -11,8 +11,9 @@ between decoding a request and queueing its reply. That is the whole locking pro
 server (a test traces it). A command whose answer takes time returns None after ``pause``; whoever
 calls ``resume`` later looks again at epoch and role first.
 
-The commands on locks are counted, not timed: a clock would cost a tenth of what they take. A few of
-them each second are, as samples.
+The hot commands (LOCK, UNLOCK and the like) are counted, not timed: a clock would cost a tenth of
+what they take. A few of them each second are, as samples. All others are timed, and a turn has only
+so much time for them: what comes behind that is left for the next turn, unexecuted.
 
 Replies leave in the order of their requests. One that may go now stands behind one that is held
 back. Replies are written once per loop turn.
@@ -192,7 +193,7 @@ class Connection:
     def _run(self, requests: list[list[bytes]]) -> None:
         """Execute requests and queue their replies, until one has to wait or the turn is over.
 
-        The commands on locks are in ``node.hot`` while this node is the primary, and take the short
+        The hot commands are in ``node.hot`` while this node is the primary, and take the short
         way; all others, and all other nodes, go through ``_run_other``.
         """
         if self.silent:

@@ -75,7 +75,7 @@ def test_it_can_be_used_while_it_is_swept() -> None:
     for number in range(1_000):
         deadlines.add(5_000 + number, number, "alive")
     number = 10_000
-    while not deadlines._old:
+    while not deadlines._old and number < 100_000:
         deadlines.add(2_000, number, "dead")
         number += 1
     alive.add(1)

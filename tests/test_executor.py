@@ -239,6 +239,29 @@ def test_clients_that_keep_the_node_busy_cannot_keep_leases_alive() -> None:
     assert not held(node)
 
 
+def test_a_renewal_long_after_the_end_is_refused_though_no_entry_has_ended_the_grant() -> None:
+    """The step that would have done so waits for the one before it."""
+    pair = joined()
+    node = pair.primary
+    for n in range(limits.DUE_PER_TURN):
+        node.lock("c", f"n{n}", f"r{n}", "PX", "100")
+    node.lock("c", "early", "r", "PX", "108")
+    node.lock("c", "late", "r", "PX", "108")
+    pair.settle()
+    tokens = {name: grant[0] for name, grant in node.replica.state.locks.held.items()}
+    node.sleep(109)
+    pair.turn()
+    executor = executor_of(node)
+    node.sleep(limits.LATE_MS - 1)
+    pair.turn()
+    assert held(node) == {"early", "late"}
+    assert executor.renew(b"early", tokens[b"early"], 100) == 1
+    node.sleep(1)
+    pair.turn()
+    assert executor.renew(b"late", tokens[b"late"], 100) == 0
+    assert held(node) == {"early"}
+
+
 def test_turns_are_not_late_for_what_has_only_not_been_worked_off_yet() -> None:
     """Ten steps of it: meanwhile, requests see expiry as exactly as ever."""
     node = alone()

@@ -81,6 +81,19 @@ def test_a_walk_ends_however_many_locks_are_granted_meanwhile() -> None:
         assert pages < 50
 
 
+def test_a_walk_finds_what_was_granted_after_an_older_walks_copy_was_made() -> None:
+    table, walk = table_of(30), Walk()
+    older, _ = walk.page(table, 0, 10)
+    walk.page(table, older, 10)  # the copy is made, and kept
+    for n in range(30, 60):
+        table.grant(b"n%d" % n, n + 1, b"r", b"o", 0)
+    cursor, found = walk.page(table, 0, 7)
+    while cursor:
+        cursor, names = walk.page(table, cursor, 7)
+        found += names
+    assert found == list(table.held)
+
+
 def test_a_name_that_is_granted_anew_is_no_longer_the_one_that_was_held() -> None:
     table, walk = table_of(30), Walk()
     cursor, _ = walk.page(table, 0, 10)

@@ -445,7 +445,6 @@ class Executor:
         self._horizon_ms = self._replica.state.time_ms
         self._late_until_ms = 0
         self._step_end = 0
-        self._batch_end = 0
 
     def end(self) -> None:
         """It no longer is. Nobody in line is answered: their connections are closed (C2)."""
