@@ -118,7 +118,7 @@ class LockBase:
 
     @property
     def lost(self) -> bool:
-        """True if the lock was acquired, and cannot be counted on any more: see above. Asks nobody.
+        """True if the lock was acquired, and cannot be counted on any more. Asks nobody.
         Stays True after `release`, until the lock is acquired again.
         """
         held = self._held

@@ -34,7 +34,8 @@ examples:
       takes lock a for the request r1: a number greater than 0 (the fencing token), or 0 if it
       is taken
   redis-cli -p 6379 UNLOCK a r2
-      gives it back: 1, or 0 if nobody held it
+      gives it back: 1, or 0 if nobody held it. r1 and r2 are request ids: each new request needs
+      a new one, the same again gets the first answer again
 
   holdfast lock report -- ./report.sh
       runs a script while holding a lock; 'holdfast ls' shows it

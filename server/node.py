@@ -168,9 +168,11 @@ class Node:
         if self.replica.role is Role.PRIMARY:
             self._work_off()
         self._accepted_count = 0
-        self._resume_answered()
-        steps, self._in_steps = self._in_steps, []
-        self._in_steps[:0] = [step for step in steps if step()]
+        if self._answered:
+            self._resume_answered()
+        if self._in_steps:
+            steps, self._in_steps = self._in_steps, []
+            self._in_steps[:0] = [step for step in steps if step()]
         if self._next_turn or self._answered or self._in_steps:
             self.another_turn()
         if self.turn_holds:

@@ -306,7 +306,7 @@ def how_to_connect(primary: _Node, backup: _Node) -> str:
     cli = redis_cli(primary.address)
     shell = [
         (f"{cli} LOCK a r1", "takes lock a: its fencing token, or 0 if it is taken"),
-        (f"{cli} UNLOCK a r2", "gives it back: 1, or 0 if nobody held it"),
+        (f"{cli} UNLOCK a r2", "gives it back: 1, or 0 if nobody held it; a new id each time"),
         (f"kill -9 {primary.pid}", "ends the primary as a crash would"),
     ]
     activate = Path(sys.prefix, "bin", "activate")

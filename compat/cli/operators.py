@@ -58,9 +58,9 @@ examples:
 
 _BREAK_DESCRIPTION = """\
 Releases the lock NAME if TOKEN is the fencing token of its present grant, and grants it to the
-first in line. Whoever holds it is not asked, learns of it when it renews ('holdfast lock' then
-stops its command), and may still be at work: only a storage that refuses lower fencing tokens is
-safe from it.
+first in line. Whoever holds it is not asked, learns of it when it renews, within a third of its
+lease ('holdfast lock', after up to 10 s by default, then stops its command), and may still be at
+work: only a storage that refuses lower fencing tokens is safe from it.
 """
 
 _BREAK_EPILOG = f"""\
@@ -89,16 +89,16 @@ def list_locks(argv: Sequence[str]) -> int:
         help="only names like this, as in KEYS: * ? [a-z], and \\ before one that is meant",
     )
     given = _parse(parser, argv)
-    with servers.clerk(given) as clerk, servers.answers_expected():
+    with servers.clerk(given, servers.OPERATOR_DEADLINE_MS) as clerk, servers.answers_expected():
         match = None if given.match is None else os.fsencode(given.match)
         locks: Iterator[Mapping[str, Any]] = iter(clerk.locks(match=match))
-        lines = map(show.as_json, locks) if given.json else _table(locks)
+        lines = map(show.as_json, locks) if given.json else _table(locks, given.match)
         for line in lines:
             print(line)
     return 0
 
 
-def _table(locks: Iterator[Mapping[str, Any]]) -> Iterator[str]:
+def _table(locks: Iterator[Mapping[str, Any]], glob: str | None) -> Iterator[str]:
     rows: list[Sequence[str]] = [_HEADLINE]
     widths: Sequence[int] = ()
     while batch := sorted(itertools.islice(locks, ROWS_ALIGNED), key=lambda lock: lock["name"]):
@@ -107,7 +107,11 @@ def _table(locks: Iterator[Mapping[str, Any]]) -> Iterator[str]:
         yield from show.columns(rows, widths)
         rows = []
     if rows:
-        say("no lock is held")
+        say(
+            "no lock is held"
+            if glob is None
+            else f"no lock that is held matches {quoted(glob.encode(errors='surrogateescape'))}"
+        )
 
 
 def _row(lock: Mapping[str, Any]) -> Sequence[str]:
@@ -126,7 +130,7 @@ def who(argv: Sequence[str]) -> int:
     parser = Parser("who", "Shows who holds the lock NAME, and who waits for it.", _WHO_EPILOG)
     parser.add_argument("name", metavar="NAME", type=lock_name, help="of the lock")
     given = _parse(parser, argv)
-    with servers.clerk(given) as clerk, servers.answers_expected():
+    with servers.clerk(given, servers.OPERATOR_DEADLINE_MS) as clerk, servers.answers_expected():
         lock = clerk.inspect(given.name)
     held = lock["state"] == "held"
     if given.json:
@@ -179,7 +183,7 @@ def break_grant(argv: Sequence[str]) -> int:
             "--token is needed, so that no other grant than the one you mean is released; "
             f"'holdfast who {os.fsdecode(given.name)}' shows it"
         )
-    with servers.clerk(given) as clerk:
+    with servers.clerk(given, servers.OPERATOR_DEADLINE_MS) as clerk:
         with servers.answers_expected():
             released = clerk.release(given.name, fencing_token=given.token)
         now = _present(clerk, given.name)

@@ -179,7 +179,9 @@ def lock_name(text: str) -> bytes:
 def fencing_token(text: str) -> int:
     """A fencing token that is written in digits; for argparse."""
     if _TOKEN.fullmatch(text) is None:
-        raise argparse.ArgumentTypeError(f"{text!r} is no fencing token, which is a number above 0")
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no fencing token, which is a number from 1 to 2^63-1"
+        )
     try:
         return arguments.fencing_token(int(text))
     except ValueError as error:

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from redis.exceptions import RedisError
 
 from ..clerk import Clerk
-from ..errors import ClerkError
+from ..errors import ClerkError, UnavailableError
 from .program import EXIT_UNAVAILABLE, EXIT_USAGE, Failure, Parser
 
 VARIABLE = "HOLDFAST_SERVERS"
@@ -20,6 +20,8 @@ DEFAULT = ("redis://127.0.0.1:6379", "redis://127.0.0.1:6380")
 
 # How long to look for a node that answers: a failover takes 3 s when the primary hangs.
 DEADLINE_MS = 10_000
+# Who looks at a terminal for the answer is told sooner; a failover takes milliseconds.
+OPERATOR_DEADLINE_MS = 3_000
 
 _HOST_PORT = re.compile(r"(\[[^\[\]/@]+\]|[^\s:/@]+):[0-9]{1,5}")
 
@@ -42,11 +44,11 @@ def add_flag(parser: Parser) -> None:
     )
 
 
-def clerk(given: argparse.Namespace) -> Clerk:
+def clerk(given: argparse.Namespace, deadline_ms: int = DEADLINE_MS) -> Clerk:
     """A Clerk for the nodes that were named. Raises Failure for a URL that cannot be used."""
     source, urls = named(given.server)
     try:
-        return Clerk(*map(url_of, urls), deadline_ms=DEADLINE_MS)
+        return Clerk(*map(url_of, urls), deadline_ms=deadline_ms)
     except ValueError as error:
         raise Failure(EXIT_USAGE, f"{source}: {error}") from None
 
@@ -75,6 +77,12 @@ def answers_expected() -> Iterator[None]:
     """Turns what Clerk raises into a line and an exit code."""
     try:
         yield
+    except UnavailableError as error:
+        raise Failure(
+            EXIT_UNAVAILABLE,
+            f"no node serves: {error.reason.rstrip('.')}. Is one running? --server or {VARIABLE} "
+            "says where",
+        ) from None
     except ClerkError as error:
         raise Failure(EXIT_UNAVAILABLE, str(error)) from None
     except RedisError as error:

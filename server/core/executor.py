@@ -7,8 +7,8 @@ in line, and a schedule of the leases. It is begun anew with every reign.
 Rules
 -----
 X1  (I4) A repeat is recognised before anything else is decided about a request; a repeat of one
-    that waits joins that wait. The same goes for a client's later number: it ends the wait of an
-    earlier one, and finds an even later one waiting as it would find it executed.
+    that waits joins that wait. A client's later number ends the wait of an earlier one; a lower
+    number that was not executed before a later one began to wait is refused, as if that were done.
 X2  (I11) What is refused with TRYAGAIN, NOREPLICAS or for a bound was refused before anything was
     appended.
 X3  (I8) A request on a name sees that name's expiry exactly: a lease that has passed is ended by an
@@ -368,7 +368,7 @@ class Executor:
     def begin_turn(self) -> None:
         """A turn begins: is it on time?"""
         time_ms = self._replica.entry_time_ms()
-        due_ms = self._due_ms()
+        due_ms = self._due_ms() if self._lines or self._leases else None
         # What was due at the horizon has passed already; it only has not been worked off.
         late_ms = 0 if due_ms is None else time_ms - max(due_ms, self._horizon_ms)
         if late_ms <= limits.LATE_MS:
@@ -433,8 +433,11 @@ class Executor:
         return is_due
 
     def _due_ms(self) -> int | None:
-        schedules = (self._awaited.first_ms, self._leases.first_ms, self.queue.first_due_ms)
-        return min((due_ms for due_ms in schedules if due_ms is not None), default=None)
+        due_ms = self._leases.first_ms
+        for other_ms in (self._awaited.first_ms, self.queue.first_due_ms):
+            if other_ms is not None and (due_ms is None or other_ms < due_ms):
+                due_ms = other_ms
+        return due_ms
 
     # -- reigns ----------------------------------------------------------------------------------
 

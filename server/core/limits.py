@@ -154,7 +154,8 @@ PENDING_BYTES_MAX = 1024 * 1024
 """And their bytes: small requests cost their number, large ones their size."""
 
 TURN_BUDGET_NS = 5_000_000
-"""Time that one connection may take in one turn; the rest of its pipeline runs in the next."""
+"""Time that requests other than the hot ones may take in one turn, all connections together; those
+that Redis calls fast have as much again. What is left runs in the next turn."""
 
 KEEPALIVE_IDLE_S = 60
 """Silence of a client after which TCP asks whether its machine is still there; it is given up after
