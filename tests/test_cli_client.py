@@ -277,7 +277,7 @@ def test_no_node_is_one_line_and_a_code_of_its_own(words: list[str], tmp_path: P
     finally:
         port.release()
     assert (done.returncode, done.stdout) == (69, "")
-    assert done.stderr.startswith("holdfast: no node took ") and done.stderr.count("\n") == 1
+    assert done.stderr.startswith("holdfast: no node serves: ") and done.stderr.count("\n") == 1
     assert not (tmp_path / "ran").exists()
 
 
