@@ -343,9 +343,7 @@ class Node:
         self._watchers[-1] = self._start_ticker()
         log.info("reconfigured: %s, it was: %s", config, before)
 
-    # For commands, which know nothing of the shell.
-    read_address = staticmethod(Address.parse)
-    boot_ms = staticmethod(clock.boot_ms)
+    read_address = staticmethod(Address.parse)  # for commands, which know nothing of the shell
 
     # -- clients ---------------------------------------------------------------------------------
 

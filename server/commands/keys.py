@@ -34,6 +34,18 @@ def _look(
     return refusal(connection, grant) if isinstance(grant, Refused) else show(grant)
 
 
+def _look_at_lease(
+    connection: Connection, name: bytes, in_unit: Callable[[int], int]
+) -> bytes | None:
+    def remaining(grant: Grant | None) -> bytes:
+        if grant is None:
+            return _NO_SUCH_KEY
+        left_ms = connection.node.replica.executor.remaining_ms(grant)
+        return encoder.integer(left_ms if left_ms < 0 else in_unit(left_ms))
+
+    return _look(connection, name, remaining)
+
+
 @command(
     "get",
     2,
@@ -84,13 +96,7 @@ def type_(connection: Connection, argv: list[bytes]) -> bytes | None:
 )
 def pttl(connection: Connection, argv: list[bytes]) -> bytes | None:
     """``PTTL key``"""
-
-    def remaining(grant: Grant | None) -> bytes:
-        if grant is None:
-            return _NO_SUCH_KEY
-        return encoder.integer(connection.node.replica.executor.remaining_ms(grant))
-
-    return _look(connection, argv[1], remaining)
+    return _look_at_lease(connection, argv[1], lambda left_ms: left_ms)
 
 
 @command(
@@ -106,14 +112,7 @@ def pttl(connection: Connection, argv: list[bytes]) -> bytes | None:
 )
 def ttl(connection: Connection, argv: list[bytes]) -> bytes | None:
     """``TTL key``: rounded as Redis does."""
-
-    def remaining(grant: Grant | None) -> bytes:
-        if grant is None:
-            return _NO_SUCH_KEY
-        left_ms = connection.node.replica.executor.remaining_ms(grant)
-        return encoder.integer(left_ms if left_ms < 0 else (left_ms + 500) // 1000)
-
-    return _look(connection, argv[1], remaining)
+    return _look_at_lease(connection, argv[1], lambda left_ms: (left_ms + 500) // 1000)
 
 
 @command(
