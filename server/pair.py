@@ -1,9 +1,22 @@
 """`holdfast pair`: a primary and a backup on this machine, two processes under one supervisor.
 
 The supervisor starts both, waits until the pair is whole, tells how to connect, and then sleeps
-until a signal arrives. It does not restart a node that died: it says what still serves, prints the
-command that starts the node again (empty, it joins whoever serves as the backup), and goes on. A
-node started so is not the supervisor's: it is neither watched nor stopped with the pair.
+until a signal arrives. A node that ends, however it ends, is started again with its command line:
+it comes back empty and joins whoever serves. (Also one that somebody stopped with SIGTERM: to be
+rid of a node, stop the pair.)
+
+Two empty nodes that meet take it for the first start, and begin a new history in which every lock
+is free. The nodes cannot know better; the supervisor does:
+
+S1  A node is started again only while the other one says that it has the locks. One that is silent
+    is waited for.
+S2  When no node has the locks (both ended, or one ended before the other had joined it) nothing is
+    started again: the supervisor says that all locks are lost, stops what is left, and exits
+    with 1. So let nothing restart the supervisor by itself.
+
+    why S1:   P dies. B, which has only just been started, has nothing yet.
+              P is started again, and asks B: "have you heard of a history?" "Never."
+              P begins a new one, and gives away locks that are held.
 
 The nodes are in sessions of their own, so that a terminal's Ctrl-C reaches only the supervisor,
 which stops the backup before the primary. They die with the supervisor, however it ends: the kernel
@@ -15,42 +28,34 @@ One thread, no event loop: the signals are blocked and waited for, so none can a
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import logging
-import os
 import shlex
 import signal
 import socket
-import subprocess
 import sys
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from . import flags
 from .config import Address, Config, ConfigError, dialled_host
+from .supervised import SupervisedNode, now_ms
 
 _log = logging.getLogger(__name__)
 
-STOP_GRACE_MS = 5_000
 # How often a node is asked for its state while an answer is awaited; never in quiet times.
 POLL_INTERVAL_MS = 50
-# A pair is whole within a second; after this long the user is told that something is odd.
+# A pair is whole within a second; after this long the user is told that something is odd, and the
+# nodes are asked less often: it may take until an operator comes.
 SLOW_START_MS = 10_000
+SLOW_POLL_INTERVAL_MS = 1_000
 # What a failover may take on top of the silence that starts it.
 FAILOVER_MARGIN_MS = 1_000
-_ASK_TIMEOUT_MS = 500
-_ANSWER_BYTES_MAX = 1 << 16
 _QUIET_MS = 3_600_000
 
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _AWAITED_SIGNALS = (*_STOP_SIGNALS, signal.SIGCHLD)
-_PR_SET_PDEATHSIG = 1
-
-# Loaded here: between fork and exec is no time to load a library.
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 class PortTaken(Exception):
@@ -79,10 +84,12 @@ class Plan:
                 f"--port and --backup-port are both {values['port']}: each node needs its own"
             )
         shared = {name: value for name, value in values.items() if name not in _PORT_NAMES}
+        # The register `--view backup` is a file of the first backup's, and only of its.
+        of_primary = {name: value for name, value in shared.items() if name != "view_file"}
         host = dialled_host(Config(bind=values["bind"]).bind)
         primary, backup = (Address(host, port) for port in ports.values())
         return cls(
-            primary=Config(**shared, port=primary.port, backup=backup),
+            primary=Config(**of_primary, port=primary.port, backup=backup),
             backup=Config(**shared, port=backup.port, replicaof=primary),
         )
 
@@ -115,185 +122,220 @@ def _try_bind(host: str, port: int) -> None:
 
 
 def run(plan: Plan) -> int:
-    """Runs both nodes until stopped (0), until the pair fails to start or both are gone (1)."""
+    """Runs both until stopped (0), until the pair fails to start or has lost all locks (1)."""
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, _AWAITED_SIGNALS)
-    nodes: list[_Node] = []
+    primary = SupervisedNode("primary", plan.primary, mask)
+    backup = SupervisedNode("backup", plan.backup, mask)
     try:
-        for name, config in (("primary", plan.primary), ("backup", plan.backup)):
-            nodes.append(_Node(name, config, mask))
-        return _Supervisor(plan, *nodes).run()
+        return _Supervisor(plan, primary, backup).run()
     finally:
-        for node in nodes:
+        for node in (backup, primary):
             node.kill()
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
-class _Node:
-    """One child process. `name` is the part it began in, not the one it may have now."""
+@dataclass(slots=True)
+class _Death:
+    """A node that ended and has not been started again."""
 
-    def __init__(self, name: str, config: Config, mask: set[int | signal.Signals]) -> None:
-        self.name = name
-        self.address = Address(dialled_host(config.bind), config.port)
-        self.command = serve_command(config)
-        self._process = subprocess.Popen(
-            self.command,
-            stdin=subprocess.DEVNULL,
-            env=_node_environment(),
-            start_new_session=True,
-            preexec_fn=_between_fork_and_exec(os.getpid(), mask),
-        )
-        _log.info("%s %s is process %d", name, self.address, self.pid)
-
-    def __str__(self) -> str:
-        return f"{self.name} {self.address}"
-
-    @property
-    def pid(self) -> int:
-        return self._process.pid
-
-    @property
-    def alive(self) -> bool:
-        return self._process.poll() is None
-
-    @property
-    def death(self) -> str:
-        code = self._process.returncode
-        return f"signal {-code}" if code is not None and code < 0 else f"exit code {code}"
-
-    @property
-    def death_level(self) -> int:
-        """A node that somebody stopped is no error."""
-        return logging.ERROR if self._process.returncode else logging.WARNING
-
-    def stop(self) -> None:
-        """SIGTERM, patience, SIGKILL; returns when the process is gone."""
-        self._process.terminate()
-        try:
-            self._process.wait(STOP_GRACE_MS / 1000)
-        except subprocess.TimeoutExpired:
-            _log.warning("%s did not stop within %d ms; killing it", self, STOP_GRACE_MS)
-            self.kill()
-
-    def kill(self) -> None:
-        self._process.kill()
-        self._process.wait()
-
-    def info(self) -> dict[str, str]:
-        """Its INFO replication; empty if it does not answer."""
-        return replication_info(self.address)
+    node: SupervisedNode
+    survivor: SupervisedNode
+    report_by_ms: int
+    start_again_ms: int
+    delay_ms: int
+    lived_ms: int
+    reported: bool = False
 
 
 class _Supervisor:
-    def __init__(self, plan: Plan, primary: _Node, backup: _Node) -> None:
+    def __init__(self, plan: Plan, primary: SupervisedNode, backup: SupervisedNode) -> None:
         self._plan = plan
-        self._primary = primary
-        self._backup = backup
+        self._nodes = (backup, primary)
+        self._founded = False  # it has been whole once: there is a history, which may be lost
         self._whole = False
+        self._death: _Death | None = None
+        self._changed_ms = now_ms()  # when a node was last started, or ended
         self._said_slow = False
-        self._started_ms = _now_ms()
-        # A node that died and of whose survivor it is not yet known whether it serves.
-        self._unreported: _Node | None = None
-        self._report_by_ms = 0
+        # What the nodes that live say of their state, in this turn of the loop.
+        self._states: dict[SupervisedNode, bool | None] = {}
+        self._stateless_since_ms = 0  # since when all of them have none; 0: that is not so
 
     def run(self) -> int:
+        for node in reversed(self._nodes):
+            node.start()
         while True:
-            waiting = not self._whole or self._unreported is not None
-            signum = _next_signal(POLL_INTERVAL_MS if waiting else _QUIET_MS)
+            signum = _next_signal(self._patience_ms())
             if signum in _STOP_SIGNALS:
                 self._stop()
                 return 0
-            alive = [node for node in (self._backup, self._primary) if node.alive]
-            if len(alive) < 2 and not self._whole:
+            dead = [node for node in self._nodes if not node.alive]
+            if dead and not self._founded:
                 return self._give_up()
-            if not alive:
-                return self._report_both_gone()
-            if len(alive) == 1:
-                self._after_a_death(alive[0])
+            if self._is_lost():
+                return self._report_loss()
+            if dead:
+                self._after_a_death(dead[0])
             elif not self._whole:
                 self._check_whole()
+
+    def _patience_ms(self) -> int:
+        if self._whole:
+            return _QUIET_MS
+        slow = now_ms() - self._changed_ms > SLOW_START_MS
+        return SLOW_POLL_INTERVAL_MS if slow else POLL_INTERVAL_MS
 
     def _stop(self) -> None:
         """The backup first: the other way round it would take over from a primary that leaves."""
         _log.info("stopping")
-        for node in (self._backup, self._primary):
-            if node.alive:
-                node.stop()
+        alive = [node for node in self._nodes if node.alive]
+        for node in sorted(alive, key=lambda node: node.info().get("role") == "master"):
+            node.stop()
         _log.info("stopped")
 
+    # -- two nodes -------------------------------------------------------------------------------
+
     def _check_whole(self) -> None:
-        info = self._primary.info()
-        if _is_whole(info):
-            self._whole = True
-            # Whoever reads this may have left (`| head -1`); the pair does not stop for it.
-            with contextlib.suppress(OSError):
-                print(how_to_connect(self._primary, self._backup), flush=True)
-        elif not self._said_slow and _now_ms() - self._started_ms > SLOW_START_MS:
+        infos = {node: node.info() for node in self._nodes}
+        if _is_whole(infos.values()):
+            self._found_whole(*sorted(self._nodes, key=lambda node: infos[node]["role"]))
+        elif not self._said_slow and now_ms() - self._changed_ms > SLOW_START_MS:
             self._said_slow = True
             _log.warning(
-                "the backup has not joined after %d ms; still waiting (primary says: mode %s)",
+                "the pair is not whole after %d ms; still waiting (%s)",
                 SLOW_START_MS,
-                info.get("holdfast_mode", "nothing"),
+                ", ".join(
+                    f"{node.address} says: {info.get('holdfast_mode', 'nothing')}"
+                    for node, info in infos.items()
+                ),
             )
 
+    def _found_whole(self, primary: SupervisedNode, backup: SupervisedNode) -> None:
+        primary.name, backup.name = "primary", "backup"
+        self._nodes = (backup, primary)
+        self._whole = True
+        if self._founded:
+            _log.info(
+                "the pair is whole again: primary on %s (process %d), backup on %s (process %d)",
+                primary.address, primary.pid, backup.address, backup.pid,
+            )  # fmt: skip
+            return
+        self._founded = True
+        # Whoever reads this may have left (`| head -1`); the pair does not stop for it.
+        with contextlib.suppress(OSError):
+            print(how_to_connect(primary, backup), flush=True)
+
     def _give_up(self) -> int:
-        for node in (self._primary, self._backup):
+        for node in reversed(self._nodes):
             if not node.alive:
                 _log.error("%s ended before the pair was whole (%s)", node, node.death)
         self._stop()
         return 1
 
-    def _after_a_death(self, survivor: _Node) -> None:
-        """Says once what still serves, when that is known: a failover takes its time."""
-        dead = self._primary if survivor is self._backup else self._backup
-        if self._report_by_ms == 0:
-            silence_ms = self._plan.backup.promotion_timeout_ms
-            self._unreported = dead
-            self._report_by_ms = _now_ms() + silence_ms + FAILOVER_MARGIN_MS
-        if self._unreported is None:
-            return
-        info = survivor.info()
-        if not self._is_settled(info) and _now_ms() < self._report_by_ms:
-            return
-        self._unreported = None
-        _log.log(
-            dead.death_level,
-            "%s %s (%s); %s. To start it again: %s",
-            dead,
-            "died" if dead.death_level == logging.ERROR else "stopped",
-            dead.death,
-            self._what_serves(survivor, info),
-            shlex.join(dead.command),
+    # -- one node --------------------------------------------------------------------------------
+
+    def _after_a_death(self, dead: SupervisedNode) -> None:
+        """Says once what still serves, when that is known; then starts the node again (S1)."""
+        if self._death is None:
+            self._death = self._note_death(dead)
+        death = self._death
+        if not death.reported:
+            info = death.survivor.info()
+            if not self._is_settled(info) and now_ms() < death.report_by_ms:
+                return
+            death.reported = True
+            self._report_death(death, info)
+        if now_ms() >= death.start_again_ms and self._states[death.survivor]:
+            self._death = None
+            self._changed_ms = now_ms()
+            dead.start()
+
+    def _note_death(self, dead: SupervisedNode) -> _Death:
+        self._whole = self._said_slow = False
+        self._changed_ms = now_ms()
+        lived_ms = dead.lived_ms
+        delay_ms = dead.restart_delay.after(lived_ms)
+        silence_ms = self._plan.backup.promotion_timeout_ms
+        return _Death(
+            node=dead,
+            survivor=next(node for node in self._nodes if node is not dead),
+            report_by_ms=now_ms() + silence_ms + FAILOVER_MARGIN_MS,
+            start_again_ms=now_ms() + delay_ms,
+            delay_ms=delay_ms,
+            lived_ms=lived_ms,
         )
 
     def _is_settled(self, info: dict[str, str]) -> bool:
-        if self._plan.primary.failover == "manual" and info:
+        if self._plan.primary.failover == "manual" and info.get("role") == "slave":
             return True
-        # A primary that has not yet noticed still counts its backup.
-        return info.get("role") == "master" and not _is_whole(info)
+        # A primary that has not yet noticed still counts its backup; then it is blocked until it is
+        # decided that it goes on alone.
+        return info.get("role") == "master" and info.get("holdfast_mode") == "solo"
 
-    def _what_serves(self, survivor: _Node, info: dict[str, str]) -> str:
+    def _report_death(self, death: _Death, info: dict[str, str]) -> None:
+        dead, survivor = death.node, death.survivor
+        soon = f", {death.lived_ms} ms after its start" if death.delay_ms else ""
+        _log.log(
+            logging.WARNING if dead.was_stopped else logging.ERROR,
+            "%s %s (%s%s); %s; %s",
+            dead,
+            "stopped" if dead.was_stopped else "died",
+            dead.death,
+            soon,
+            self._what_serves(survivor, info),
+            _what_next(death) if info else f"{dead.address} is started again when it does",
+        )
+        if info.get("role") == "master":
+            survivor.name, dead.name = "primary", "backup"
+
+    def _what_serves(self, survivor: SupervisedNode, info: dict[str, str]) -> str:
         address = survivor.address
         if not info:
             return f"{address} is left and does not answer"
+        command = f"{redis_cli(address)} REPLICAOF NO ONE"
         if info.get("role") != "master":
-            command = f"{redis_cli(address)} REPLICAOF NO ONE"
             return f"{address} is left as a backup and serves nothing; '{command}' promotes it"
+        if info.get("holdfast_mode") == "blocked":
+            return (
+                f"{address} is left as the primary and answers nothing: it is not decided whether "
+                f"it may go on; '{command}' says why"
+            )
         if self._plan.primary.min_backups:
             return f"{address} serves alone, without new grants (--min-backups)"
-        return f"{address} serves alone; when it ends too, all locks are lost"
+        return f"{address} serves alone, and all locks are lost if it ends too"
 
-    def _report_both_gone(self) -> int:
-        for node in (self._primary, self._backup):
-            _log.log(node.death_level, "%s is gone (%s)", node, node.death)
-        _log.error("no node of this pair is left; one started again by hand may serve")
+    # -- no node ---------------------------------------------------------------------------------
+
+    def _is_lost(self) -> bool:
+        """Whether no node has the locks any more (S2). One that does not answer may have them."""
+        alive = [node for node in self._nodes if node.alive]
+        if not self._founded or (self._whole and len(alive) == 2):
+            return False
+        self._states = {node: node.holds_state() for node in alive}
+        if any(state is not False for state in self._states.values()):
+            self._stateless_since_ms = 0
+            return False
+        # Not at the first word: the last of a snapshot may still lie unread in a node's buffers.
+        self._stateless_since_ms = self._stateless_since_ms or now_ms()
+        return not alive or now_ms() - self._stateless_since_ms > FAILOVER_MARGIN_MS
+
+    def _report_loss(self) -> int:
+        for node in reversed(self._nodes):
+            if node.alive:
+                _log.error("%s is left, and has no state", node)
+            else:
+                _log.error("%s is gone (%s)", node, node.death)
+        _log.error(
+            "ALL LOCKS ARE LOST: no node of this pair has them any more, so none is started again. "
+            "Make sure that their holders are gone too, or fenced; then start the pair anew, with "
+            "all locks free. (With --view, 'holdfast view init --force' comes first.)"
+        )
+        self._stop()
         return 1
 
 
-def serve_command(config: Config) -> list[str]:
-    """The command line of the node that `config` describes."""
-    values = {flag.name: getattr(config, flag.name) for flag in flags.SERVE_FLAGS}
-    told = flags.to_arguments(flags.SERVE_FLAGS, values)
-    return [sys.executable, "-m", "holdfast.server", "serve", *told]
+def _what_next(death: _Death) -> str:
+    delay = f" in {death.delay_ms} ms" if death.delay_ms else ""
+    return f"starting {death.node.address} again{delay}"
 
 
 def redis_cli(address: Address) -> str:
@@ -302,12 +344,12 @@ def redis_cli(address: Address) -> str:
     return f"redis-cli{host} -p {address.port}"
 
 
-def how_to_connect(primary: _Node, backup: _Node) -> str:
+def how_to_connect(primary: SupervisedNode, backup: SupervisedNode) -> str:
     cli = redis_cli(primary.address)
     shell = [
         (f"{cli} LOCK a r1", "takes lock a: its fencing token, or 0 if it is taken"),
         (f"{cli} UNLOCK a r2", "gives it back: 1, or 0 if nobody held it; a new id each time"),
-        (f"kill -9 {primary.pid}", "ends the primary as a crash would"),
+        (f"kill -9 {primary.pid}", "ends the primary as a crash would; it is started again"),
     ]
     activate = Path(sys.prefix, "bin", "activate")
     if sys.prefix != sys.base_prefix and activate.exists():
@@ -326,72 +368,12 @@ backup on {backup.address} (process {backup.pid}). Ctrl-C stops both.
 """
 
 
-def replication_info(address: Address) -> dict[str, str]:
-    """The fields of a node's INFO replication; empty if it does not answer in time."""
-    try:
-        with socket.create_connection(address, _ASK_TIMEOUT_MS / 1000) as connection:
-            connection.sendall(b"*2\r\n$4\r\nINFO\r\n$11\r\nreplication\r\n")
-            text = _read_bulk(connection.recv)
-    except OSError:
-        return {}
-    fields = (line.partition(":") for line in text.decode("utf-8", "replace").splitlines())
-    return {name: value for name, colon, value in fields if colon}
-
-
-def _read_bulk(receive: Callable[[int], bytes]) -> bytes:
-    """One bulk string; empty if the answer is anything else, or ends early."""
-    received = b""
-    while len(received) < _ANSWER_BYTES_MAX:
-        header, end, body = received.partition(b"\r\n")
-        if end:
-            if not (header.startswith(b"$") and header[1:].isdigit()):
-                return b""
-            length = int(header[1:])
-            if len(body) >= length:
-                return body[:length]
-        chunk = receive(_ANSWER_BYTES_MAX)
-        if not chunk:
-            return b""
-        received += chunk
-    return b""
-
-
-def _is_whole(info: Mapping[str, str]) -> bool:
-    return info.get("connected_slaves") == "1" and info.get("holdfast_mode") == "paired"
+def _is_whole(infos: Iterable[Mapping[str, str]]) -> bool:
+    """Whether one serves and the other may be promoted, and both know it."""
+    said = sorted((info.get("role"), info.get("holdfast_mode")) for info in infos if info)
+    return said == [("master", "paired"), ("slave", "paired")]
 
 
 def _next_signal(timeout_ms: int) -> int | None:
     info = signal.sigtimedwait(_AWAITED_SIGNALS, timeout_ms / 1000)
     return info.si_signo if info is not None else None
-
-
-def _node_environment() -> dict[str, str]:
-    """The supervisor's own, without what would be read as flags of a node.
-
-    HOLDFAST_BACKUP, say, is meant for a `serve`; here the backup would read it too.
-    """
-    environment = {
-        name: value for name, value in os.environ.items() if not name.startswith(flags.ENV_PREFIX)
-    }
-    # `python -m` puts the working directory first on the path, and a user's own `queue.py` there
-    # would replace the standard library's. The console script does not; nor shall its nodes.
-    if not {"", os.getcwd()} & set(sys.path):
-        environment["PYTHONSAFEPATH"] = "1"
-    return environment
-
-
-def _between_fork_and_exec(
-    supervisor_pid: int, mask: set[int | signal.Signals]
-) -> Callable[[], None]:
-    def prepare() -> None:
-        _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        # It may have died between the fork and the line above.
-        if os.getppid() != supervisor_pid:
-            os._exit(1)
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-
-    return prepare
-
-
-def _now_ms() -> int:
-    return time.monotonic_ns() // 1_000_000

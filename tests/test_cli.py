@@ -8,7 +8,6 @@ import errno
 import os
 import queue
 import re
-import shlex
 import signal
 import socket
 import subprocess
@@ -20,7 +19,7 @@ from pathlib import Path
 
 import pytest
 
-from holdfast.server import flags, pair
+from holdfast.server import flags, pair, supervised
 from holdfast.server.__main__ import explain_bind_error
 from holdfast.server.config import Address
 
@@ -435,69 +434,6 @@ def test_the_nodes_of_a_pair_do_not_survive_its_kill(start: Callable[..., Runnin
     eventually(both.gone, "a node outlived its supervisor")
 
 
-def test_a_pair_goes_on_with_the_backup_and_ends_with_it(
-    start: Callable[..., Running],
-) -> None:
-    both = Pair(start)
-    os.kill(both.pids[0], signal.SIGKILL)
-    both.running.line_with(
-        rf"error primary 127\.0\.0\.1:{both.port} died \(signal 9\); "
-        rf"127\.0\.0\.1:{both.backup_port} serves alone"
-    )
-    assert int(ask(both.backup_port, "LOCK a r1")[1:]) > 0
-    os.kill(both.pids[1], signal.SIGKILL)
-    both.running.line_with("no node of this pair is left")
-    assert both.running.end() == 1
-
-
-def test_a_pair_goes_on_with_the_primary(start: Callable[..., Running]) -> None:
-    both = Pair(start)
-    os.kill(both.pids[1], signal.SIGKILL)
-    both.running.line_with(
-        rf"backup 127\.0\.0\.1:{both.backup_port} died \(signal 9\); "
-        rf"127\.0\.0\.1:{both.port} serves alone"
-    )
-    assert int(ask(both.port, "LOCK a r1")[1:]) > 0
-    assert both.running.end(signal.SIGINT) == 0
-    assert both.gone()
-
-
-@pytest.mark.parametrize(("dead", "left"), [(0, 1), (1, 0)])
-def test_a_node_that_died_joins_again_when_started_as_the_pair_says(
-    start: Callable[..., Running], dead: int, left: int
-) -> None:
-    both = Pair(start)
-    ports = [both.port, both.backup_port]
-    os.kill(both.pids[dead], signal.SIGKILL)
-    told = both.running.line_with(r"died .* serves alone.* To start it again: (.*)$")[1]
-    program, *arguments = shlex.split(told)
-    assert [program, *arguments[:3]] == command("serve")
-    again = start(*arguments[2:])
-    again.line_with(f"listening on .*:{ports[dead]}")
-    eventually(
-        lambda: b"connected_slaves:1" in ask(ports[left], "INFO replication"), "it joins again"
-    )
-    assert int(ask(ports[left], "LOCK a r1")[1:]) > 0
-
-
-def test_a_node_of_a_pair_that_was_stopped_has_not_died(start: Callable[..., Running]) -> None:
-    both = Pair(start)
-    os.kill(both.pids[1], signal.SIGTERM)
-    both.running.line_with(
-        rf"warning backup 127\.0\.0\.1:{both.backup_port} stopped \(exit code 0\); "
-    )
-
-
-def test_a_pair_with_manual_failover_says_how_to_promote(
-    start: Callable[..., Running],
-) -> None:
-    both = Pair(start, "--failover", "manual")
-    os.kill(both.pids[0], signal.SIGKILL)
-    both.running.line_with(
-        rf"died.*serves nothing; 'redis-cli -p {both.backup_port} REPLICAOF NO ONE' promotes it"
-    )
-
-
 def test_variables_meant_for_one_node_do_not_reach_both(start: Callable[..., Running]) -> None:
     both = Pair(start, HOLDFAST_BACKUP="127.0.0.1:1", HOLDFAST_BOOTSTRAP="1")
     assert both.running.end(signal.SIGINT) == 0
@@ -508,13 +444,20 @@ def test_the_nodes_of_a_pair_are_told_of_one_another() -> None:
     plan = pair.Plan.from_flags(values)
     assert plan.primary.backup == Address("127.0.0.1", 6380)
     assert plan.backup.replicaof == Address("127.0.0.1", 6379)
-    assert pair.serve_command(plan.backup)[1:6] == [
+    assert supervised.serve_command(plan.backup)[1:6] == [
         "-m",
         "holdfast.server",
         "serve",
         "--bind",
         "0.0.0.0",
     ]
+
+
+def test_the_file_of_the_view_register_is_the_backups_alone() -> None:
+    given = {"HOLDFAST_VIEW": "backup", "HOLDFAST_VIEW_FILE": "/nowhere/view"}
+    plan = pair.Plan.from_flags(flags.resolve(flags.PAIR_FLAGS, _nothing_given(), given))
+    assert (plan.primary.view, plan.primary.view_file) == ("backup", "")
+    assert (plan.backup.view, plan.backup.view_file) == ("backup", "/nowhere/view")
 
 
 def _nothing_given() -> argparse.Namespace:
@@ -532,13 +475,14 @@ def _nothing_given() -> argparse.Namespace:
         ([b"-LOADING waiting\r\n"], b""),
         ([b"$-1\r\n"], b""),
         ([b"$4\r\nPI"], b""),
+        ([b"$" + b"9" * 5_000 + b"\r\n"], b""),
         ([], b""),
     ],
 )
 def test_a_bulk_string_is_read_in_any_pieces(chunks: list[bytes], text: bytes) -> None:
     rest = iter(chunks)
-    assert pair._read_bulk(lambda size: next(rest, b"")) == text
+    assert supervised._read_bulk(lambda size: next(rest, b"")) == text
 
 
 def test_a_node_that_does_not_answer_has_no_state() -> None:
-    assert pair.replication_info(Address("127.0.0.1", free_ports(1)[0])) == {}
+    assert supervised.replication_info(Address("127.0.0.1", free_ports(1)[0])) == {}
