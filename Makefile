@@ -26,7 +26,7 @@ ifneq ($(MADE_FOR),$(HERE))
 $(VENV)/installed-run: anew
 endif
 
-.PHONY: help run test soak check bench clean anew
+.PHONY: help run test soak model check bench clean anew
 
 help:  ## this list
 	@sed -n 's/^\([a-z][a-z]*\):.*##  */\1|/p' $(firstword $(MAKEFILE_LIST)) \
@@ -44,6 +44,9 @@ test: $(VENV)/installed-test  ## run the whole test suite (ARGS='-k clerk' goes 
 soak: $(VENV)/installed-test  ## the tests with a random part, many more rounds (ROUNDS=1000)
 	@HOLDFAST_TEST_ROUNDS=$(ROUNDS) exec $(BIN)/pytest tests/test_live_lab.py \
 		tests/test_live_crash.py $(ARGS)
+
+model: $(VENV)/installed-run  ## check the protocol's model exhaustively (Debian: spin, gcc)
+	@exec $(BIN)/python tests/model/check.py $(ARGS)
 
 check: $(VENV)/installed-check .types/holdfast  ## format, lint, types, import graph
 	@status=0; \
