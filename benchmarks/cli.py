@@ -4,6 +4,7 @@
     contention  one lock that many want: hand-over, cost, fairness
     expiry      how late a lease that ran out is noticed
     storm       a million leases that run out at once: does anybody else have to wait?
+    resync      a backup that comes back under load: does anybody have to wait?
     memory      bytes for each held lock
     all         one after the other
 
@@ -15,9 +16,11 @@ import signal
 import sys
 from types import FrameType, ModuleType
 
-from . import contention, expiry, memory, parts, run, storm
+from . import contention, expiry, memory, parts, resync, run, storm
 
-PARTS: dict[str, ModuleType] = {part.NAME: part for part in (contention, expiry, storm, memory)}
+PARTS: dict[str, ModuleType] = {
+    part.NAME: part for part in (contention, expiry, storm, resync, memory)
+}
 
 
 def stop_orderly(number: int, _frame: FrameType | None) -> None:

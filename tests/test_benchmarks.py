@@ -169,7 +169,8 @@ def parts() -> ModuleType:
     package = importlib.util.module_from_spec(spec)
     sys.modules["benchmarks"] = package
     spec.loader.exec_module(package)
-    for name in ("children", "contention", "expiry", "fill", "gauges", "memory", "storm"):
+    names = ("children", "contention", "expiry", "fill", "gauges", "memory", "resync", "storm")
+    for name in names:
         importlib.import_module(f"benchmarks.{name}")
     return package
 
@@ -305,6 +306,85 @@ def test_storm_sees_waits_and_the_end_of_all_leases(
         for phase in ("calm", "storm"):
             waits = run[f"{phase}_{kind}_ms"]
             assert 0 < waits["p50"] <= waits["p99"] <= waits["max"]
+
+
+@pytest.mark.parametrize("side", ["Holdfast", "Redis"])
+def test_resync_sees_a_backup_come_back_empty_and_with_its_state(
+    parts: ModuleType, monkeypatch: pytest.MonkeyPatch, side: str
+) -> None:
+    """Each by the resync that it is to be; and waits are there of before, and of during it."""
+    resync = parts.resync
+    for name in ("SETTLE_S", "ALONE_S", "RESYNC_MIN_S", "AFTER_S"):
+        monkeypatch.setattr(resync, name, 0.2)
+    tiny = ["--count", "500", "--seconds", "0.3", "--load-rate", "500"]
+    options = importlib.import_module("benchmarks.parts").options_of(resync, tiny)
+    runs = resync.run_once(side, ["full", "partial"], options)
+    assert list(runs) == ["full", "partial"]
+    for run in runs.values():
+        assert run["attempts_count"] >= 1
+        assert 0 < run["resync_s"] < resync.BACK_MAX_S
+        assert run["load_per_s"] > 50
+        for kind in ("ping", "lock"):
+            for phase in ("calm", "resync"):
+                waits = run[f"{phase}_{kind}_ms"]
+                assert 0 < waits["p50"] <= waits["p99"] <= waits["max"]
+    if side == "Holdfast":
+        assert runs["full"]["sent_count"] >= 500  # the locks, and replies that are remembered
+        assert runs["partial"]["sent_count"] > 0
+
+
+def resync_run(parts: ModuleType, waits_ms: list[tuple[float, int]]) -> dict[str, Any]:
+    """The figures of a calm from 0 s to 1 s, alone from 4 s, and a resync from 5 s to 5.5 s, out of
+    (sent at, waited) of a lock."""
+    resync = parts.resync
+    readings = [resync.Reading(at_s, at_s * 4e5, at_s * 1e5) for at_s in (0, 1, 5, 5.5)]
+    calm, lost, begun, paired = readings
+    course = resync.Course(calm, lost, 4, 5, begun, paired, 1_000, 1)
+    waits = [(round(at_s * 1e9), wait_ms * MS) for at_s, wait_ms in waits_ms]
+    seen = {
+        "streams": [{"waits": waits[:1]}, {"waits": waits}],
+        "late": [(round(5.2e9), 7 * MS)],
+        "load": {"streams": [{"waits": waits}]},
+    }
+    run: dict[str, Any] = resync.figures(course, seen)
+    return run
+
+
+def test_waits_of_a_resync_are_those_of_requests_sent_in_it(parts: ModuleType) -> None:
+    """Over a second at least; what waited while the backup was lost counts nowhere."""
+    run = resync_run(
+        parts, [(0.1, 2), (0.9, 4), (1.5, 2_000), (4.5, 5), (5.1, 8), (5.9, 12), (6.1, 99)]
+    )
+    assert (run["calm_lock_ms"]["p50"], run["calm_lock_ms"]["max"]) == (2, 4)
+    assert run["alone_lock_ms"]["max"] == 5
+    assert (run["resync_lock_ms"]["p50"], run["resync_lock_ms"]["max"]) == (8, 12)
+    assert (run["calm_own_ms"], run["resync_own_ms"]) == (0, 7)
+    assert (run["resync_s"], run["sent_per_s"], run["load_per_s"]) == (0.5, 2_000, 2)
+    assert run["resync_primary"] == pytest.approx({"busy": 0.4, "queued": 0.1})
+
+
+def test_the_ratio_of_a_resync_is_the_median_of_the_rounds_own(parts: ModuleType) -> None:
+    """And the aim is told from it."""
+    rounds = [
+        {"Holdfast": resync_run(parts, [(0.1, calm_ms), (5.1, resync_ms)])}
+        for calm_ms, resync_ms in ((1, 2), (10, 50), (2, 8))
+    ]
+    cell = {"kind": "full", "rounds": rounds}
+    row = parts.resync.wait_row(cell, "Holdfast", "lock")
+    ratio, between = row[parts.resync.WAIT_COLUMNS.index("p99 ratio") :][:2]
+    assert (ratio, between) == ("4.00", "2.00 to 5.00")
+    assert "4.00 times" in parts.resync.aim_line(cell)
+    assert "NOT reached" in parts.resync.aim_line(cell)
+
+
+def test_a_resync_of_the_wrong_kind_is_an_error_of_the_run(parts: ModuleType) -> None:
+    """As when the backlog did not reach back far enough."""
+    resync = parts.resync
+    before = resync.Look(0.0, "paired", {"full": 1, "partial": 0}, 100)
+    after = resync.Look(9.0, "paired", {"full": 3, "partial": 0}, 200)
+    assert resync.attempts("full", before, after) == 2
+    with pytest.raises(resync.RunError, match="to be a partial resync was another"):
+        resync.attempts("partial", before, after)
 
 
 def test_paced_requests_feel_a_pause_as_often_as_they_were_due_in_it(
