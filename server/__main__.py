@@ -57,6 +57,8 @@ _CLIENT_COMMANDS = {
     "demo": "replay the accident that fencing tokens prevent",
 }
 
+_VIEW_COMMAND = {"view": "show or initialise the view register of a pair"}
+
 _SERVE_EXAMPLES = """\
 examples:
   holdfast serve
@@ -78,7 +80,9 @@ examples:
   HOLDFAST_BACKUP_PORT=7002 holdfast pair --failover manual
 
 Both nodes run on this machine, so the pair outlives the loss of either process, not of the
-machine. Stop it with Ctrl-C or SIGTERM.
+machine. A node that dies is started again and joins the other; when neither has the locks any
+more the pair ends. Do not have it restarted by itself (Restart=always): it would begin with no
+locks at all. Stop it with Ctrl-C or SIGTERM.
 """
 
 
@@ -90,6 +94,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if argv is None else list(argv)
     if arguments and arguments[0] in _CLIENT_COMMANDS:
         return _run_client(arguments)
+    if arguments and arguments[0] in _VIEW_COMMAND:
+        return _run_view(arguments[1:])
     parser = _build_parser()
     # Not parse_args: it blames an unknown flag on the whole, and points away from its command's.
     given, unknown = parser.parse_known_args(arguments)
@@ -124,6 +130,15 @@ def _run_client(arguments: list[str]) -> int:
         return EXIT_INTERRUPTED
 
 
+def _run_view(arguments: list[str]) -> int:
+    from . import views
+
+    try:
+        return views.main(arguments)
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+
+
 def _build_parser() -> argparse.ArgumentParser:
     parser = flags.Parser(
         prog="holdfast",
@@ -150,7 +165,7 @@ def _build_parser() -> argparse.ArgumentParser:
         )
         flags.add_flags(command, its_flags)
         command.set_defaults(run=run, flags=its_flags, parser=command)
-    for name, text in _CLIENT_COMMANDS.items():
+    for name, text in {**_CLIENT_COMMANDS, **_VIEW_COMMAND}.items():
         commands.add_parser(name, help=text)  # to be listed; they read their own command line
     return parser
 
@@ -169,9 +184,14 @@ def _serve(given: argparse.Namespace) -> int:
     check_distinct(config.bind)
     # Late, so that --help and an error do not wait for gevent.
     from .node import Node
+    from .registers import RegisterError
 
     _set_up_log(config.log_level, config.port)
     node = Node(config)
+    try:
+        node.peer.keeper.check()
+    except RegisterError as error:
+        return _fail(str(error))
     try:
         node.start()
     except (OSError, UnicodeError) as error:  # UnicodeError: a host that is no name at all

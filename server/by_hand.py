@@ -15,98 +15,93 @@ from . import clock
 from .config import Address
 from .core.failover import Answer, Standing
 from .core.replica import Role
-from .core.view import Cas
-from .link import ASK_TIMEOUT_S, RETRY_S, ask
-from .pairing import Pairing, new_incarnation
+from .link import ask
+from .peer import Peer, new_id
 
 if TYPE_CHECKING:
     from .connection import Connection
 
 log = logging.getLogger(__name__)
 
+_ASK_TIMEOUT_S = 0.5
+_LOOK_S = 0.02
+
 
 class ByHand:
     """What an operator may do about the pair of one node."""
 
-    def __init__(self, pairing: Pairing) -> None:
-        self._pairing = pairing
+    def __init__(self, peer: Peer) -> None:
+        self._peer = peer
+        self._pairing = peer.pairing
+        self._inquiry = peer.pairing.inquiry
+        self._replica = peer.pairing.replica
 
     def promote(self, *, force: bool) -> str:
         """REPLICAOF NO ONE [FORCE] (waits). What came of it, as the text of a reply."""
-        pairing = self._pairing
-        replica = pairing.replica
+        replica = self._replica
         if replica.role is Role.PRIMARY:
             return self._go_on(force=force) if replica.blocked else "OK"
         if not replica.synced:
             return "ERR this node has no state that it could serve; see --bootstrap"
         if force:
-            pairing.drop_link()
-            replica.begin_turn(clock.boot_ms())
-            offset = replica.state.offset
-            replica.promote_by_force(clock.wall_us())
-            pairing.node.role_changed()
-            log.warning("PROMOTED BY FORCE in epoch %d from offset %d", replica.view.epoch, offset)
-            return (
-                f"OK serving what was here at offset {offset}; whatever the primary answered "
-                "after that is lost, and if it still serves there are two primaries now"
-            )
+            return self._promote_by_force()
         if not replica.is_member:
             return (
                 "ERR this node is not a member of the view: it may lack what was answered last; "
                 "REPLICAOF NO ONE FORCE serves what it has"
             )
-        pairing.insists = True
-        try:
-            return self._promote_through_register()
-        finally:
-            pairing.insists = False
+        return self._promote_member()
+
+    def _promote_by_force(self) -> str:
+        offset = self._replica.state.offset
+        self._pairing.promote_by_force(self._inquiry.seen.epoch)
+        self._inquiry.record(self._replica.view)
+        return (
+            f"OK serving what was here at offset {offset}; whatever the primary answered "
+            "after that is lost, and if it still serves there are two primaries now"
+        )
 
     def _go_on(self, *, force: bool) -> str:
         """A primary that is blocked, because its backup is lost and this node stood still."""
-        pairing = self._pairing
-        replica = pairing.replica
+        pairing, replica, inquiry = self._pairing, self._replica, self._inquiry
         if not force and not replica.stalled:
-            return f"ERR the backup is lost, and it is being decided: {pairing.register.reason}"
+            return f"ERR the backup is lost, and it is being decided: {inquiry.reason}"
         if not force:
             return (
                 "ERR this primary is blocked: the backup may have taken over while this node stood "
                 "still; if that is certainly not so, REPLICAOF NO ONE FORCE goes on without it"
             )
-        pairing.register.reason = "an operator says so"
-        pairing.bypass(replica.view.alone(replica.incarnation))
+        view = replica.view.alone(replica.incarnation)
+        pairing.go_alone(view, "an operator says so")
+        inquiry.record(view)
         return (
             "OK going on alone; whatever the backup answered meanwhile, if it took over, is lost, "
             "and if it still serves there are two primaries now"
         )
 
-    def _promote_through_register(self) -> str:
-        pairing = self._pairing
-        replica = pairing.replica
-        deadline_ms = clock.boot_ms() + pairing.node.config.promotion_timeout_ms + 1000
-        while replica.role is Role.BACKUP and replica.is_member:
-            result, view = pairing.register.cas(replica.view.alone(replica.incarnation))
-            if replica.role is not Role.BACKUP or not replica.is_member:
-                break
-            if result is Cas.WON:
-                pairing.bypass(view)
-                return "OK"
-            if result is Cas.LOST:
-                return "ERR the primary is alive and serves; it would have to be stopped first"
-            if clock.boot_ms() > deadline_ms:
-                return (
-                    f"ERR undecided: {pairing.register.reason}; REPLICAOF NO ONE FORCE overrides it"
-                )
-            gevent.sleep(RETRY_S)
+    def _promote_member(self) -> str:
+        replica, inquiry = self._replica, self._inquiry
+        timeout_ms = self._pairing.settings.promotion_timeout_ms + 1000
+        deadline_ms = clock.boot_ms() + timeout_ms
+        inquiry.insist()
+        try:
+            while replica.role is Role.BACKUP and replica.is_member:
+                if inquiry.refused:
+                    return f"ERR {inquiry.refused}"
+                if clock.boot_ms() > deadline_ms:
+                    return f"ERR undecided: {inquiry.reason}; REPLICAOF NO ONE FORCE overrides it"
+                gevent.sleep(_LOOK_S)
+        finally:
+            inquiry.insists = False
         return "OK" if replica.role is Role.PRIMARY else "ERR this node is no longer a member"
 
     def follow(self, address: Address, asking: Connection) -> str:
         """REPLICAOF host port (waits). What came of it, as the text of the reply to ``asking``,
         the one connection that outlives the change."""
-        pairing = self._pairing
-        replica = pairing.replica
-        if replica.role is not Role.PRIMARY and address == pairing.peer_address and pairing.link:
+        peer, pairing, replica = self._peer, self._pairing, self._replica
+        if replica.role is not Role.PRIMARY and address == peer.address and pairing.link:
             return "OK Already connected to specified master"
-        outcome = ask(address, ASK_TIMEOUT_S, "ASK")
+        outcome = ask(address, _ASK_TIMEOUT_S, "ASK")
         if not isinstance(outcome, Answer):
             return f"ERR {address} is {outcome.value}: it is not followed"
         if outcome.incarnation == replica.incarnation:
@@ -121,13 +116,16 @@ class ByHand:
             )
         if outcome.has_backup and replica.role is Role.PRIMARY:
             return f"ERR {address} has a backup already: this node would lose its state for nothing"
-        pairing.drop_link()
-        pairing.peer_address = address
+        peer.follow(address)
         log.warning("following %s on an operator's word", address)
         if replica.role is Role.PRIMARY:
-            pairing.stand_down(sparing=asking)
-        elif replica.role is Role.BACKUP:
-            replica.renew_incarnation(new_incarnation())
-        pairing.node.role_changed()
-        pairing.look_for_primary()
+            peer.spared = asking
+            pairing.stand_down("an operator says so")
+            peer.spared = None
+        else:
+            pairing.drop_link()
+            if replica.role is Role.BACKUP:
+                replica.renew_incarnation(new_id())
+            pairing.changed("an operator says so")
+        pairing.proceed()
         return "OK"

@@ -22,6 +22,9 @@ PORT_MAX = 65535
 PEER_TIMEOUT_MS_MIN = 100
 # Above this, it is a unit mistaken: nobody wants to wait ten minutes for a failover.
 PEER_TIMEOUT_MS_MAX = 600_000
+# A quarantine is as long as the longest lease that a lost history can have given.
+QUARANTINE_MS_MAX = 365 * 86_400_000
+FAIL_STOP = "fail-stop"
 # A pair has one backup.
 BACKUPS_MAX = 1
 
@@ -80,12 +83,21 @@ class Config:
     failover: FailoverMode = "auto"
     backup_timeout_ms: int = 2000
     promotion_timeout_ms: int = 3000
+    quarantine_ms: int = 0
+    view: str = FAIL_STOP
+    view_file: str = ""
+    etcd_ca: str = ""
+    etcd_cert: str = ""
+    etcd_key: str = ""
+    etcd_user: str = ""
+    etcd_password_file: str = ""
     log_level: LogLevel = "info"
 
     def __post_init__(self) -> None:
         self._check_listening()
         self._check_peer()
         self._check_choices()
+        self._check_register()
 
     @property
     def peer(self) -> Address | None:
@@ -130,6 +142,27 @@ class Config:
             raise ConfigError(f"--failover must be auto or manual, not {self.failover!r}")
         if self.log_level not in LOG_LEVELS:
             raise ConfigError(f"--log-level must be one of {', '.join(LOG_LEVELS)}")
+
+    def _check_register(self) -> None:
+        _check_range("--quarantine-ms", self.quarantine_ms, 0, QUARANTINE_MS_MAX)
+        if self.view == FAIL_STOP:
+            if any(self.register_flags[1:]):
+                raise ConfigError("--view-file and the --etcd flags go with another --view")
+        elif self.peer is None:
+            raise ConfigError(f"--view {self.view} is for a pair: give --backup or --replicaof too")
+        elif self.view == "backup" and bool(self.view_file) != (self.replicaof is not None):
+            raise ConfigError(
+                "--view backup: the node with --replicaof keeps the register and needs "
+                "--view-file, the other one has none"
+            )
+
+    @property
+    def register_flags(self) -> tuple[str, ...]:
+        """What names the view register, in the order of `registers.opening.open_register`."""
+        return (
+            self.view, self.view_file, self.etcd_ca, self.etcd_cert, self.etcd_key,
+            self.etcd_user, self.etcd_password_file,
+        )  # fmt: skip
 
     def _is_own_host(self, host: str) -> bool:
         """As far as the text tells: no name is looked up. A miss is found by the handshake."""

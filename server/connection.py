@@ -211,7 +211,7 @@ class Connection:
             done += 1
             command = hot(argv[0])
             if command is None:
-                if not node.has_time_for(argv):
+                if not node.has_time_for(argv) or node.holds_up(self, argv):
                     done -= 1  # not even this one
                     break
                 if self._run_other(argv):
@@ -309,7 +309,7 @@ class Connection:
                     self._leave(requests[position:])
                     return
                 continue
-            if not self.node.has_time_for(argv):
+            if not self.node.has_time_for(argv) or self.node.holds_up(self, argv):
                 self._leave(requests[position - 1 :])
                 return
             reply, _ = self._execute(argv)
@@ -354,6 +354,12 @@ class Connection:
             self.node.resume_next_turn(self)
         else:
             self.run_pending()
+
+    def go_on(self) -> None:
+        """What held up the next request is over: nothing of it was executed."""
+        if not self.closed and self.paused:
+            self.paused = False
+            self.node.resume_next_turn(self)
 
     def run_pending(self) -> None:
         """Execute what waits behind a pause that is over."""

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, NoReturn
 
 from .config import FAILOVER_MODES, LOG_LEVELS, PORT_MAX, Address, Config, ConfigError
+from .registers.url import view_kind
 
 ENV_PREFIX = "HOLDFAST_"
 EXIT_USAGE = 2
@@ -80,6 +81,28 @@ _BIND = Flag(
     "address to listen on; several may be given, with spaces or commas between them",
 )
 _BACKUP_PORT = Flag("backup_port", _number, 6380, "PORT", "port of the backup")
+REGISTER_FLAGS = (
+    Flag(
+        "view",
+        view_kind,
+        Config().view,
+        "WHERE",
+        "where it is kept who is primary: fail-stop (nowhere: a silent node is dead), backup (a "
+        "file of the first backup's), or etcd://HOST:PORT,.../PREFIX",
+    ),
+    Flag("view_file", str, Config().view_file, "FILE", "for --view backup: that file"),
+    Flag("etcd_ca", str, Config().etcd_ca, "FILE", "certificate authority of etcd; TLS with it"),
+    Flag("etcd_cert", str, Config().etcd_cert, "FILE", "this node's certificate for etcd"),
+    Flag("etcd_key", str, Config().etcd_key, "FILE", "the key of --etcd-cert"),
+    Flag("etcd_user", str, Config().etcd_user, "NAME", "user of etcd"),
+    Flag(
+        "etcd_password_file",
+        str,
+        Config().etcd_password_file,
+        "FILE",
+        "a file whose one line is the password of --etcd-user",
+    ),
+)
 _TUNING = (
     Flag(
         "min_backups",
@@ -110,6 +133,14 @@ _TUNING = (
         "MS",
         "silence after which the backup takes the primary for dead",
     ),
+    Flag(
+        "quarantine_ms",
+        _number,
+        Config().quarantine_ms,
+        "MS",
+        "how long a new history grants no lock: the longest lease that a lost one can have given",
+    ),
+    *REGISTER_FLAGS,
     Flag(
         "log_level",
         _one_of(LOG_LEVELS),
@@ -220,7 +251,7 @@ def to_arguments(flags: tuple[Flag, ...], values: Mapping[str, Any]) -> list[str
     arguments = []
     for flag in flags:
         value = values.get(flag.name)
-        if value is None or value is False:
+        if value is None or value is False or value == "":
             continue
         if flag is _BIND:
             arguments += [part for host in value for part in (flag.option, host)]
@@ -245,7 +276,7 @@ def _read(flag: Flag, source: str, text: str) -> Any:
 
 
 def _default_text(flag: Flag) -> str:
-    if flag.default is None or flag.default is False:
+    if flag.default is None or flag.default is False or flag.default == "":
         return "default: none" if flag.metavar else "default: no"
     shown = " ".join(flag.default) if flag is _BIND else flag.default
     return f"default: {shown}"

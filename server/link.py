@@ -14,19 +14,14 @@ from typing import Any
 
 import gevent
 import gevent.socket
-import hiredis
 
 from ..resp.decoder import Decoder
 from ..resp.encoder import pack
+from ..resp.replies import reply_parser
 from .clock import boot_ms
 from .config import Address
 from .core.failover import Answer, NoAnswer
 from .core.stream import PROTOCOL_VERSION, decode_answer
-
-ASK_TIMEOUT_S = 0.5
-"""How long one question to the peer may take."""
-RETRY_S = 0.05
-"""How soon it is asked again."""
 
 _OWN_FAULTS = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL)
 _RECEIVE_BYTES = 256 * 1024
@@ -53,6 +48,7 @@ class Link:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.sock = sock
         self.peer = peer
+        self._loop = loop
         self.address: Address | None = None  # where the peer listens, if it said so
         self.last_heard_ms = boot_ms()
         self.last_taken_ms = self.last_heard_ms  # when the socket last took something,
@@ -119,10 +115,11 @@ class Link:
             self._write_watcher.stop()
 
     def lose(self, why: str) -> None:
-        """The link is broken: close it and say so."""
+        """The link is broken: close it, and say so soon. Not at once: whoever is just writing has
+        more to do, and does not expect the world to have changed behind it."""
         if not self.closed:
             self.close()
-            self._on_lost(self, why)
+            self._loop.run_callback_threadsafe(self._on_lost, self, why)
 
     def close(self) -> None:
         """Close without telling anybody."""
@@ -148,22 +145,6 @@ def request_parser() -> Parser:
     return parse
 
 
-def reply_parser() -> Parser:
-    """hiredis as the parser of what a primary sends: RESP arrays, or an error. The backup has
-    dialled this peer itself, and trusts it not to promise arrays of absurd length."""
-    reader = hiredis.Reader()
-
-    def parse(data: bytes) -> Iterable[Any]:
-        reader.feed(data)
-        while True:
-            message = reader.gets()
-            if message is False:
-                return
-            yield message
-
-    return parse
-
-
 _last_resolved: dict[Address, tuple[str, int]] = {}
 """Where a peer was last reached: its name may go with it (a container's does), and a peer that
 cannot be looked up is not yet a peer that is gone."""
@@ -185,8 +166,9 @@ def _connect(address: Address, timeout_s: float) -> Any:
 
 
 def dial(address: Address, timeout_s: float) -> socket.socket:
-    """Connect for a link (waits). Raises OSError."""
-    cooperative = _connect(address, timeout_s)
+    """Connect for a link (waits). Raises OSError, ValueError."""
+    with gevent.Timeout(timeout_s, TimeoutError):
+        cooperative = _connect(address, timeout_s)
     # The file descriptor goes on as a plain non-blocking socket: links use watchers, not greenlets.
     return socket.socket(fileno=cooperative.detach())
 
@@ -195,26 +177,24 @@ def ask(address: Address, timeout_s: float, *request: bytes | str | int) -> Answ
     """Send ``PEER ...`` to the node at ``address`` on a connection of its own, and wait for its
     answer for at most ``timeout_s``."""
     try:
-        with gevent.Timeout(timeout_s, TimeoutError):
-            return _ask(address, timeout_s, request)
+        return decode_answer(call(address, timeout_s, *request))
     except ConnectionRefusedError:
         return NoAnswer.GONE
-    except (hiredis.HiredisError, ValueError):
+    except ValueError:
         return NoAnswer.STRANGER
     except OSError as error:
         own_fault = isinstance(error, socket.gaierror) or error.errno in _OWN_FAULTS
         return NoAnswer.UNASKED if own_fault else NoAnswer.SILENT
 
 
-def _ask(address: Address, timeout_s: float, request: tuple[bytes | str | int, ...]) -> Answer:
-    with _connect(address, timeout_s) as sock:
+def call(address: Address, timeout_s: float, *request: bytes | str | int) -> Any:
+    """The reply to ``PEER ...``, whatever it is (waits). Raises OSError, ValueError."""
+    with gevent.Timeout(timeout_s, TimeoutError), _connect(address, timeout_s) as sock:
         sock.sendall(pack((b"PEER", request[0], PROTOCOL_VERSION, *request[1:])))
-        reader = hiredis.Reader()
+        parse = reply_parser()
         while True:
             data = sock.recv(4096)
             if not data:
                 raise ConnectionResetError("closed before it answered")
-            reader.feed(data)
-            answer = reader.gets()
-            if answer is not False:
-                return decode_answer(answer)
+            for reply in parse(data):
+                return reply

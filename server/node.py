@@ -46,7 +46,7 @@ from .core.replica import Replica, Replies, Role
 from .core.snapshot import Digest
 from .core.walk import Walk
 from .listener import ACCEPTS_PER_TURN, Listener
-from .pairing import Pairing, new_incarnation
+from .peer import Peer, new_id
 from .poller import LateInput, Poller
 from .stats import SlowRequest, Stats, trimmed
 
@@ -65,9 +65,10 @@ class Node:
         self.hub = gevent.get_hub()
         self.loop: Any = self.hub.loop
         self.port = config.port
-        self.replica = Replica(new_incarnation(), config.min_backups, clock.boot_ms)
-        self.pairing = Pairing(self, self.replica)
-        self.by_hand = ByHand(self.pairing)
+        self.replica = Replica(new_id(), config.min_backups, clock.boot_ms)
+        self.peer = Peer(self, self.replica)
+        self.pairing = self.peer.pairing
+        self.by_hand = ByHand(self.peer)
         self.stats = Stats()
         commands.load()
         self.waits = Waits(self)
@@ -80,6 +81,7 @@ class Node:
         self.connections_max = limits.CONNECTIONS_MAX
         self.slow_ns = 10_000_000  # CONFIG slowlog-log-slower-than
         self.gate: bytes | None = None  # the answer to all that depends on state; None: execute it
+        self.switching = False  # FAILOVER is under way: what depends on state is left for later
         self.turn_connections: list[Connection] = []  # those with replies queued in this turn
         self.turn_holds = False  # some of them must wait for the backup
         self.turn_spent_ns = 0  # on commands that are neither hot nor fast
@@ -89,6 +91,7 @@ class Node:
         self.wall_s = time.time()
         self.stopping = False
         self._next_turn: list[Connection] = []
+        self._held_up: list[Connection] = []  # by a FAILOVER
         self._accepted_count = 0  # in this turn
         self._late_input = LateInput(self.poller)
         self._answered: deque[tuple[Connection, bytes]] = deque()  # their waits are over
@@ -121,7 +124,7 @@ class Node:
             log.info("listening on %s", format_address((listener.host, listener.port)))
         self._watch()
         self.role_changed()
-        self.pairing.start()
+        self.peer.start()
 
     def _watch(self) -> None:
         # The check watcher runs first in its turn, the prepare watcher last: right before the loop
@@ -133,7 +136,7 @@ class Node:
         self._watchers = [check, prepare, self._start_ticker()]
 
     def _start_ticker(self) -> Any:
-        period_s = self.pairing.heartbeat_ms / 1000
+        period_s = self.pairing.settings.heartbeat_ms / 1000
         ticker = self.loop.timer(period_s, period_s)
         ticker.start(self._tick)
         return ticker
@@ -159,13 +162,13 @@ class Node:
         gap_ms = now_ms - self.last_turn_ms
         self.last_turn_ms = now_ms
         self.replica.begin_turn(now_ms)
-        if gap_ms > self.pairing.heartbeat_ms:
-            self.pairing.begin_turn(now_ms, gap_ms)
+        if gap_ms > self.pairing.settings.heartbeat_ms:
+            self.pairing.begin_turn(gap_ms)
         if self._next_turn:
             self._run_next_turn()
 
     def _end_turn(self) -> None:
-        if self.replica.role is Role.PRIMARY:
+        if self.replica.role is Role.PRIMARY and not self.switching:
             self._work_off()
         self._accepted_count = 0
         if self._answered:
@@ -201,10 +204,10 @@ class Node:
         if self.replica.overflows and self.replica.held_back_bytes > _HELD_BACK_BYTES_LIMIT:
             for connection, _ in replies:  # repeats, which may not be told "not done"
                 connection.close("too much is held back")
-        elif self.replica.holding:
+        elif self.replica.holding and replies:  # (what stands behind them may go now)
             self.replica.hold_back(replies, size_bytes)
         else:  # in this very turn it was decided that this node goes on alone
-            self.pairing.feed.release(replies)
+            self.peer.release(replies)
 
     def _work_off(self) -> None:
         """Do what is due, and note whose wait is over."""
@@ -301,7 +304,7 @@ class Node:
         self.wall_s = time.time()
         self.sample_due = True
         now_ms = self.last_turn_ms
-        self.pairing.tick(now_ms)
+        self.pairing.tick()
         self._send_away_strangers(now_ms)
         if now_ms - self.walked_ms > limits.WALK_KEPT_MS:
             self.walk.forget()
@@ -315,18 +318,35 @@ class Node:
             self.gate = None
         elif replica.role is Role.BACKUP and replica.synced and self.pairing.link is None:
             self.gate = encoder.error(
-                f"READONLY this node is the backup, and its primary {self.pairing.peer_address} is "
+                f"READONLY this node is the backup, and its primary {self.peer.address} is "
                 "lost; if it stays so and nothing promotes this node: REPLICAOF NO ONE"
             )
         elif replica.role is Role.BACKUP and replica.synced:
             self.gate = encoder.error(
-                f"READONLY this node is the backup, the primary is {self.pairing.peer_address}"
+                f"READONLY this node is the backup, the primary is {self.peer.address}"
             )
         else:
             self.gate = encoder.error(
-                f"LOADING this node has no state yet, its peer is {self.pairing.peer_address}"
+                f"LOADING this node has no state yet, its peer is {self.peer.address}"
             )
-        self.hot = table.hot_table() if self.gate is None else {}
+        self.switching = bool(self.pairing.switching)
+        self.hot = table.hot_table() if self.gate is None and not self.switching else {}
+        if self._held_up and not self.switching:
+            held_up, self._held_up = self._held_up, []
+            for connection in held_up:
+                connection.go_on()
+
+    def holds_up(self, connection: Connection, argv: list[bytes]) -> bool:
+        """Whether a request has to be left until it is known who is primary (FAILOVER): then its
+        connection is paused."""
+        if not self.switching:
+            return False
+        command = table.find(argv)
+        if command is None or not command.depends_on_state:
+            return False
+        connection.pause()
+        self._held_up.append(connection)
+        return True
 
     @property
     def now_ms(self) -> int:
@@ -338,7 +358,7 @@ class Node:
         before, self.config = self.config, config
         self.replica.min_backups = config.min_backups
         log_setup.set_level(config.log_level)
-        self.pairing.reconfigured()
+        self.peer.reconfigured()
         self._watchers[-1].stop()
         self._watchers[-1] = self._start_ticker()
         log.info("reconfigured: %s, it was: %s", config, before)
@@ -441,7 +461,7 @@ class Node:
         self.close_clients("the server stops")
         for watcher in self._watchers:
             watcher.stop()
-        self.pairing.stop()
+        self.peer.stop()
         self.poller.close()
         log.info("stopped")
         self._stopped.set()

@@ -39,6 +39,8 @@ CORE_MAY_IMPORT = {
     "typing",
     "zlib",
 }
+# Bytes to values and back. (``replies`` is hiredis: a parser, which does no IO of its own either.)
+CORE_MAY_IMPORT_OF_RESP = {"encoder", "errors", "replies"}
 # Built-in, so no import shows them: IO, code from text, and what differs between two processes.
 CORE_MAY_NOT_CALL = {"__import__", "breakpoint", "eval", "exec", "hash", "id", "input", "open"}
 CORE_MAY_NOT_CALL |= {"print"}
@@ -92,6 +94,12 @@ def test_the_import_graph_points_downward(package: Path) -> None:
         ("compat/spoilt.py", "from ..resp import errors", "the client side needs"),
         ("compat/spoilt.py", "def f():\n    import holdfast.server.log", "the client side needs"),
         ("server/log.py", "import redis", "does not load the client side"),
+        ("server/core/spoilt.py", "from ..peer import Peer", "shell above"),
+        ("server/core/spoilt.py", "from ..registers import FileRegister", "shell above"),
+        ("server/commands/spoilt.py", "from ..keeper import Keeper", "shell above"),
+        ("server/registers/spoilt.py", "from ..keeper import Keeper", "shell above"),
+        ("server/keeper.py", "from .views import VIEW_FLAGS", "shell above"),
+        ("server/link.py", "from .peer import Peer", "shell above"),
     ],
 )
 def test_an_import_that_points_upward_is_found(
@@ -115,10 +123,9 @@ def imports(tree: ast.Module, package: str = "core") -> Iterator[str]:
 
 
 def may_import(module: str) -> bool:
-    inside = ("holdfast.server.core", "holdfast.resp")
-    return module in CORE_MAY_IMPORT or any(
-        module == each or module.startswith(each + ".") for each in inside
-    )
+    ours = {f"holdfast.resp.{name}" for name in CORE_MAY_IMPORT_OF_RESP}
+    core = "holdfast.server.core"
+    return module in CORE_MAY_IMPORT | ours | {core} or module.startswith(core + ".")
 
 
 @pytest.mark.parametrize("path", sorted(CORE.glob("**/*.py")), ids=lambda path: path.name)
@@ -131,6 +138,18 @@ def test_the_core_imports_only_what_is_pure(path: Path) -> None:
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
     }
     assert called & CORE_MAY_NOT_CALL == set()
+
+
+def test_to_load_the_core_loads_nothing_that_does_io_or_rolls_dice() -> None:
+    names = [f"holdfast.server.core.{path.stem}" for path in CORE.glob("*.py")]
+    code = f"import sys, {', '.join(names)}; print(*sorted(sys.modules))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
+    )
+    loaded = set(done.stdout.split())
+    assert "hiredis" in loaded, "the one library in C that the core parses with"
+    assert loaded.isdisjoint({"gevent", "greenlet", "redis", "logging", "asyncio", "threading"})
+    assert "holdfast.server.peer" not in loaded and "holdfast.compat" not in loaded
 
 
 def at_run_time(tree: ast.Module) -> ast.Module:
@@ -159,6 +178,8 @@ def test_the_commands_load_nothing_of_the_shell(path: Path) -> None:
         ("from .. import log", "holdfast.server"),
         ("from ... import server", "holdfast"),
         ("def f():\n    from time import time", "time"),
+        ("from ...resp.decoder import Decoder", "holdfast.resp.decoder"),
+        ("import hiredis", "hiredis"),
     ],
 )
 def test_the_rule_of_the_core_sees_every_form_of_import(source: str, module: str) -> None:

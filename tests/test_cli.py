@@ -180,6 +180,14 @@ DEFAULTS_SHOWN = {
     "failover": "auto",
     "backup_timeout_ms": "2000",
     "promotion_timeout_ms": "3000",
+    "quarantine_ms": "0",
+    "view": "fail-stop",
+    "view_file": "none",
+    "etcd_ca": "none",
+    "etcd_cert": "none",
+    "etcd_key": "none",
+    "etcd_user": "none",
+    "etcd_password_file": "none",
     "log_level": "info",
 }
 

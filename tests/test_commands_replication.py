@@ -7,7 +7,7 @@ import time
 import pytest
 from harness.alone import alone, config_of, info_of
 from harness.processes import Cluster, Node, wait_until
-from harness.wire import Closed, ReplyError
+from harness.wire import Closed, ReplyError, Wire
 
 
 def role_of(node: Node) -> list[object]:
@@ -69,7 +69,8 @@ def test_a_node_without_state_says_that_it_is_loading(forked_cluster: Cluster) -
     node = forked_cluster.node("P").start("--backup", f"127.0.0.1:{forked_cluster.port().number}")
     wait_until(node.answers, "it answers", [node])
     fields = info_of(node)
-    assert (fields["loading"], fields["role"], fields["holdfast_mode"]) == ("1", "slave", "loading")
+    assert (fields["loading"], fields["role"]) == ("1", "slave")
+    assert fields["holdfast_mode"] == "recovery"
     assert fields["master_link_status"] == "down"
     assert int(fields["master_link_down_since_seconds"]) >= 0
     assert fields["master_last_io_seconds_ago"] == "-1"
@@ -87,6 +88,214 @@ def test_a_backup_that_lost_its_primary_says_so(forked_cluster: Cluster) -> None
     fields = info_of(backup)
     assert int(fields["master_link_down_since_seconds"]) >= 0
     assert role_of(backup)[3] == b"connect" and fields["loading"] == "0"
+
+
+def test_a_new_history_in_quarantine_says_so_and_grants_nothing(forked_cluster: Cluster) -> None:
+    node = alone(forked_cluster, "--quarantine-ms", "60000")
+    assert 0 < int(info_of(node)["holdfast_quarantine_ms"]) <= 60_000
+    with pytest.raises(ReplyError, match=r"^TRYAGAIN .*--quarantine-ms"):
+        node.ask("LOCK", "a", "r1")
+    assert node.ask("UNLOCK", "a", "u1") == 0
+    assert config_of(node, "quarantine-ms") == {"quarantine-ms": "60000"}
+
+
+def test_info_tells_where_the_view_is_kept_and_how_backups_came(forked_cluster: Cluster) -> None:
+    primary, backup = forked_cluster.pair()
+    fields = info_of(primary)
+    assert (fields["holdfast_register"], fields["master_failover_state"]) == (
+        "fail-stop",
+        "no-failover",
+    )
+    assert "holdfast_register_epoch" not in fields and "holdfast_quarantine_ms" not in fields
+    assert fields["repl_backlog_active"] == "1"
+    stats = info_of(primary, "stats")
+    assert (stats["sync_full"], stats["sync_partial_ok"], stats["sync_partial_err"]) == (
+        "1",
+        "0",
+        "0",
+    )
+    assert info_of(backup)["repl_backlog_active"] == "0"
+
+
+# -- FAILOVER --------------------------------------------------------------------------------------
+
+
+def test_failover_changes_the_roles_and_the_old_primary_comes_back_with_its_state(
+    forked_cluster: Cluster,
+) -> None:
+    primary, backup = forked_cluster.pair()
+    token = primary.ask("LOCK", "a", "r1")
+    before = primary.epoch
+    assert primary.ask("FAILOVER") == b"OK"
+    forked_cluster.wait_paired(backup, primary)
+    assert backup.ask("LOCK", "a", "r1") == token, "a repeat gets the first answer"
+    assert backup.epoch == primary.epoch == before + 2
+    assert info_of(backup, "stats")["sync_partial_ok"] == "1"
+    assert info_of(backup, "stats")["sync_full"] == "1", "as a backup, at the start"
+    assert info_of(primary)["master_failover_state"] == "no-failover"
+    assert backup.ask("FAILOVER", "TIMEOUT", "5000") == b"OK"
+    forked_cluster.wait_paired(primary, backup)
+    assert primary.ask("LOCK", "a", "r1") == token
+
+
+def stuck_failover(cluster: Cluster, *words: str) -> tuple[Node, Node, Wire]:
+    """A FAILOVER that waits for the ack of a LOCK, whose reply the connection waits for."""
+    primary, backup = cluster.pair("--backup-timeout-ms", "20000")
+    backup.freeze()
+    client = primary.wire()
+    cluster.defer(client.close)
+    client.send("LOCK", "a", "r1")
+    assert client.is_silent_for(0.05)
+    assert primary.ask("FAILOVER", *words) == b"OK"
+    assert info_of(primary)["master_failover_state"] == "waiting-for-sync"
+    return primary, backup, client
+
+
+def test_a_request_that_comes_meanwhile_is_left_to_the_other_node_unexecuted(
+    forked_cluster: Cluster,
+) -> None:
+    primary, backup, client = stuck_failover(forked_cluster)
+    with primary.wire() as other:
+        other.send("LOCK", "b", "r2")
+        other.send("PING")
+        assert other.is_silent_for(0.05)
+        backup.thaw()
+        assert client.read(), "what was executed before is answered before"
+        with pytest.raises(ReplyError, match=r"^READONLY"):
+            other.read()
+        assert other.read() == b"PONG"
+    forked_cluster.wait_paired(backup, primary)
+    assert (backup.ask("EXISTS", "a"), backup.ask("EXISTS", "b")) == (1, 0)
+
+
+def test_requests_that_do_not_depend_on_the_state_are_answered_throughout(
+    forked_cluster: Cluster,
+) -> None:
+    primary, backup = forked_cluster.pair()
+    with primary.wire() as wire:
+        assert wire.ask("FAILOVER") == b"OK"
+        for _ in range(50):
+            assert wire.ask("PING") == b"PONG"
+    forked_cluster.wait_paired(backup, primary)
+
+
+def test_a_failover_is_called_off_by_hand(forked_cluster: Cluster) -> None:
+    primary, backup, client = stuck_failover(forked_cluster)
+    with pytest.raises(ReplyError, match="already in progress"):
+        primary.ask("FAILOVER")
+    with primary.wire() as other:
+        other.send("LOCK", "b", "r2")
+        assert other.is_silent_for(0.05), "it is held up, and not executed"
+        assert primary.ask("FAILOVER", "ABORT") == b"OK"
+        backup.thaw()
+        assert other.read() and client.read()
+    assert info_of(primary)["master_failover_state"] == "no-failover"
+    assert (primary.role, backup.role) == ("master", "slave")
+
+
+def test_a_failover_gives_up_when_its_time_is_up(forked_cluster: Cluster) -> None:
+    primary, backup, client = stuck_failover(forked_cluster, "TIMEOUT", "200")
+    wait_until(
+        lambda: info_of(primary)["master_failover_state"] == "no-failover",
+        "it gives up",
+        [primary],
+    )
+    backup.thaw()
+    assert client.read()
+    assert primary.role == "master"
+
+
+def test_a_failover_that_waits_goes_on_when_the_backup_does(forked_cluster: Cluster) -> None:
+    primary, backup, client = stuck_failover(forked_cluster)
+    backup.thaw()
+    token = client.read()
+    forked_cluster.wait_paired(backup, primary)
+    assert backup.ask("LOCK", "a", "r1") == token
+
+
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        ((), "requires a backup in sync"),
+        (("ABORT",), "No failover in progress"),
+        (("TIMEOUT", "0"), "timeout must be greater than 0"),
+        (("TIMEOUT", "-5"), "timeout must be greater than 0"),
+        (("TIMEOUT", "soon"), "not an integer"),
+        (("TIMEOUT",), "syntax error"),
+        (("TO", "127.0.0.1", "7000"), "a pair has one backup"),
+        (("NOW",), "syntax error"),
+        (("ABORT", "NOW"), "syntax error"),
+    ],
+)
+def test_a_failover_that_cannot_be_is_refused(
+    forked_cluster: Cluster, words: tuple[str, ...], why: str
+) -> None:
+    node = alone(forked_cluster)
+    with pytest.raises(ReplyError, match=why):
+        node.ask("FAILOVER", *words)
+    assert node.ask("LOCK", "a", "r1")
+
+
+def test_a_backup_does_not_hand_over(forked_cluster: Cluster) -> None:
+    _, backup = forked_cluster.pair()
+    with pytest.raises(ReplyError, match="not valid when server is a replica"):
+        backup.ask("FAILOVER")
+
+
+# -- PEER ------------------------------------------------------------------------------------------
+
+WHO = ("ab12", "cd34", "7000")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("JOIN", "2", *WHO),  # as version 1 had it
+        ("JOIN", "2", *WHO, "-", "0", "0"),
+        ("JOIN", "2", *WHO, "-", "0", "0", "0", "0"),
+        ("JOIN", "2", "ab 12", "cd34", "7000", "-", "0", "0", "0"),
+        ("JOIN", "2", "ab12", "", "7000", "-", "0", "0", "0"),
+        ("JOIN", "2", "ab12", "cd34", "0", "-", "0", "0", "0"),
+        ("JOIN", "2", "ab12", "cd34", "65536", "-", "0", "0", "0"),
+        ("JOIN", "2", *WHO, "-", "x", "0", "0"),
+        ("JOIN", "2", *WHO, "-", "-1", "0", "0"),
+        ("JOIN", "2", *WHO, "-", "0", "9" * 30, "0"),
+        ("PROPOSE", "2", "ab12"),
+        ("PROPOSE", "2", "ab12", "x"),
+        ("ASK", "2", "now"),
+        ("LEAVE", "2"),
+    ],
+)
+def test_a_malformed_message_of_a_peer_is_refused(
+    forked_cluster: Cluster, words: tuple[str, ...]
+) -> None:
+    node = alone(forked_cluster)
+    with pytest.raises(ReplyError, match="malformed PEER request"):
+        node.ask("PEER", *words)
+    assert node.mode == "solo"
+
+
+@pytest.mark.parametrize("words", [("ASK", "1"), ("JOIN", "1", "ab12", "7000"), ("ASK", "3")])
+def test_a_peer_of_another_version_is_refused(
+    forked_cluster: Cluster, words: tuple[str, ...]
+) -> None:
+    with pytest.raises(ReplyError, match="is not spoken here, this node has 2"):
+        alone(forked_cluster).ask("PEER", *words)
+
+
+def test_a_node_that_keeps_no_register_says_so(forked_cluster: Cluster) -> None:
+    with pytest.raises(ReplyError, match="keeps no view register"):
+        alone(forked_cluster).ask("PEER", "VIEW", "2")
+
+
+def test_a_point_of_another_history_is_answered_with_a_snapshot(forked_cluster: Cluster) -> None:
+    node = alone(forked_cluster)
+    node.ask("LOCK", "a", "r1")
+    with node.wire() as joiner:
+        joiner.send("PEER", "JOIN", "2", *WHO, "another", "1", "5", "7")
+        begin = joiner.read()
+        assert isinstance(begin, list) and begin[0] == b"SB"
+    wait_until(lambda: node.mode == "solo", "it is dropped", [node])
 
 
 # -- REPLICAOF -------------------------------------------------------------------------------------

@@ -19,8 +19,8 @@ ALL = [
 # The commands there are to be, and no others.
 WANTED = """
     ping echo hello auth select quit reset time dbsize command client config info slowlog role
-    replicaof slaveof wait shutdown debug lock unlock renew verify inspect locks get del exists ttl
-    pttl type
+    replicaof slaveof failover wait shutdown debug lock unlock renew verify inspect locks get del
+    exists ttl pttl type
 """
 
 

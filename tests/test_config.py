@@ -62,11 +62,20 @@ def test_defaults_are_a_node_alone_on_the_loopback() -> None:
     assert config.peer is None
     assert (config.min_backups, config.failover, config.log_level) == (0, "auto", "info")
     assert (config.backup_timeout_ms, config.promotion_timeout_ms) == (2000, 3000)
+    assert config.quarantine_ms == 0
+    assert config.register_flags == ("fail-stop", "", "", "", "", "", "")
 
 
 def test_a_configuration_does_not_change() -> None:
     with pytest.raises(FrozenInstanceError):
         Config().port = 1  # type: ignore[misc]
+
+
+def test_a_register_on_the_backups_machine_is_named_on_both_and_kept_by_one() -> None:
+    primary = Config(backup=Address("h", 1), view="backup")
+    backup = Config(replicaof=Address("h", 1), view="backup", view_file="/nowhere/view")
+    assert primary.register_flags[:2] == ("backup", "")
+    assert backup.register_flags[:2] == ("backup", "/nowhere/view")
 
 
 def test_port_zero_takes_any_free_port() -> None:
@@ -94,6 +103,20 @@ def test_port_zero_takes_any_free_port() -> None:
         (
             {"backup": Address("h", 1), "replicaof": Address("h", 2)},
             "--backup and --replicaof exclude each other",
+        ),
+        ({"quarantine_ms": -1}, "--quarantine-ms must be from 0 to 31536000000, not -1"),
+        ({"quarantine_ms": 31_536_000_001}, "--quarantine-ms must be from 0 to 31536000000"),
+        ({"view": "backup"}, "--view backup is for a pair: give --backup or --replicaof too"),
+        ({"view": "etcd://h:1/holdfast"}, "is for a pair: give --backup or --replicaof too"),
+        ({"view_file": "/nowhere/view"}, "go with another --view"),
+        ({"etcd_ca": "ca.pem"}, "go with another --view"),
+        (
+            {"view": "backup", "replicaof": Address("h", 2)},
+            "the node with --replicaof keeps the register and needs --view-file",
+        ),
+        (
+            {"view": "backup", "backup": Address("h", 1), "view_file": "/nowhere/view"},
+            "needs --view-file, the other one has none",
         ),
     ],
 )
@@ -156,6 +179,10 @@ def test_a_flag_wins_over_its_variable_and_that_over_the_default() -> None:
         ("HOLDFAST_BOOTSTRAP", "maybe"),
         ("HOLDFAST_FAILOVER", "AUTO"),
         ("HOLDFAST_BACKUP_TIMEOUT_MS", "2s"),
+        ("HOLDFAST_QUARANTINE_MS", "-1s"),
+        ("HOLDFAST_VIEW", "nowhere"),
+        ("HOLDFAST_VIEW", "etcd://"),
+        ("HOLDFAST_VIEW", "https://h:2379"),
     ],
 )
 def test_a_bad_variable_is_named_with_its_value(variable: str, text: str) -> None:
@@ -219,6 +246,11 @@ def test_values_survive_the_way_over_a_command_line() -> None:
         bootstrap=True,
         min_backups=1,
         failover="manual",
+        quarantine_ms=60_000,
+        view="etcd://10.0.0.1:2379,10.0.0.2:2379/locks",
+        etcd_ca="ca.pem",
+        etcd_user="holdfast",
+        etcd_password_file="secret",
         log_level="debug",
     )
     values = {name: getattr(config, name) for name in Config.__slots__}

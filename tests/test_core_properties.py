@@ -383,6 +383,7 @@ class LocksAgainstModel(RuleBasedStateMachine):
         return f"c{self.connections}"
 
     def before_the_end_of_turn(self) -> None:
+        self.node.look_at_the_clock(self.real_us)  # a grant made now counts its lease from now on
         self.sync()
         replica = self.node.replica
         self.is_on_time = not replica.executor._late_until_ms
@@ -630,7 +631,7 @@ class LocksAgainstModel(RuleBasedStateMachine):
         self.node.look_at_the_clock(self.real_us)
         self.node.begin_turn()
         wall_us = WALL_CLOCK_US + (0 if wall_is_behind else self.real_us)
-        replica.promote(replica.view.alone(replica.incarnation), wall_us)
+        replica.promote(replica.view.alone(replica.incarnation), replica.view, wall_us)
         self.model.offset = replica.state.offset
         self.kept = {}
         self.node.end_turn()  # the leases that it took over are scheduled now

@@ -1,4 +1,4 @@
-"""The rules of ``fail-stop``, as whole tables: every outcome in every situation (F1 to F5)."""
+"""The rules of ``fail-stop``, as whole tables: every outcome in every situation (F1 to F6)."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from holdfast.server.core.failover import (
     Step,
     Verdict,
     judge,
+    judge_for_register,
     step_of_empty_node,
 )
 from holdfast.server.core.view import NO_VIEW, View
@@ -104,6 +105,51 @@ def test_two_that_both_serve_do_not_both_go_on() -> None:
     # With equal epochs the promoted backup wins: the old primary asks it, and finds it serving.
     promoted = answer(INCARNATIONS[0], Standing.SERVING, False, EPOCH)
     assert verdict(promoted)[0] is Verdict.YIELD
+
+
+# -- with a view register -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("linked", [False, True])
+@pytest.mark.parametrize("silent_ms", SILENCES)
+def test_the_whole_table_of_when_a_change_is_proposed_to_a_register(
+    silent_ms: int, linked: bool
+) -> None:
+    outcomes: list[Answer | NoAnswer] = [*ANSWERS, *NoAnswer]
+    for outcome in outcomes:
+        is_late = silent_ms >= LIMIT_MS
+        if isinstance(outcome, NoAnswer):
+            proposes = is_late or outcome is NoAnswer.GONE
+            expected = Verdict.BYPASS if proposes else Verdict.WAIT
+        else:
+            known = outcome.incarnation == INCARNATIONS[0]
+            if outcome.standing is Standing.SERVING and (known or outcome.view.epoch > EPOCH):
+                expected = Verdict.YIELD
+            elif known and linked and not is_late:
+                expected = Verdict.WAIT
+            else:
+                expected = Verdict.BYPASS
+        found, why = judge_for_register(
+            outcome,
+            suspect=INCARNATIONS[0],
+            epoch=EPOCH,
+            silent_ms=silent_ms,
+            timeout_ms=LIMIT_MS,
+            linked=linked,
+        )
+        assert found is expected and why, (outcome, silent_ms, linked)
+
+
+# -- F6 -------------------------------------------------------------------------------------------
+
+
+def test_of_two_primaries_the_later_epoch_ranks_higher_then_the_later_reign_then_the_name() -> None:
+    ranked = [
+        Answer(name, Standing.SERVING, False, View(epoch, name, (name,)), False, since)
+        for epoch, since, name in ((3, 3, "z"), (4, 1, "a"), (4, 1, "b"), (4, 2, "a"), (4, 4, "a"))
+    ]
+    ranks = [each.rank for each in ranked]
+    assert ranks == sorted(ranks) and len(set(ranks)) == len(ranks)
 
 
 # -- F5 -------------------------------------------------------------------------------------------

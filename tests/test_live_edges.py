@@ -23,6 +23,7 @@ from harness.wire import Closed, ReplyError, Wire, encode
 
 from holdfast.server.core import limits, stream
 from holdfast.server.core.failover import Answer, Standing
+from holdfast.server.core.snapshot import Header
 from holdfast.server.core.view import View
 
 FULL = b"-ERR max number of clients reached\r\n"
@@ -279,7 +280,9 @@ def test_a_joiner_that_talks_and_never_acknowledges_makes_room_for_the_real_back
                 )
                 assert all(wire.read() for _ in range(1000))
     with Raw(primary.port, receive_buffer_bytes=8192) as joiner:
-        joiner.send(encode("PEER", "JOIN", stream.PROTOCOL_VERSION, "ab" * 20, "7149"))
+        nowhere = ("-", "0", "0", "0")  # it has no state to come back with
+        who = ("ab" * 20, "cd" * 20, "7149")
+        joiner.send(encode("PEER", "JOIN", stream.PROTOCOL_VERSION, *who, *nowhere))
         primary.wait_logged("joins: sending it a snapshot")
         joined_s, used_s = time.monotonic(), cpu_s(primary)
 
@@ -298,7 +301,7 @@ def test_a_joiner_that_talks_and_never_acknowledges_makes_room_for_the_real_back
 
 
 NONSENSE = (
-    b"*7\r\n$1\r\n1\r\n:1\r\n:1\r\n:1\r\n:1\r\n:1\r\n:1\r\n",
+    b"*9\r\n$1\r\n" + stream.PROTOCOL_VERSION + b"\r\n" + 8 * b":1\r\n",
     b"*7\r\n" + 7 * b":1\r\n",
     b"*7\r\n" + 7 * b"$-1\r\n",
     b"*7\r\n" + 7 * b"*0\r\n",
@@ -359,11 +362,12 @@ def test_a_peer_that_saw_a_higher_epoch_joins_a_history_that_was_bootstrapped(
     primary, backup = cluster.node("P"), cluster.node("B")
     lost = "aa" * 20
     view = View(7, lost, (lost,))
-    header = (stream.BEGIN, "7", lost, "history", "1000", "7", "5", "0", "0", "0", "99")
+    header = Header("history", 1000, 7, 5, 0, 0, 0, 0, 99)
+    begin = encode(stream.BEGIN, "7", lost, "0", *map(str, header))
 
     def answer(request: bytes) -> bytes:
         if b"JOIN" in request:
-            return encode(*header)
+            return begin
         return stream.encode_answer(Answer(lost, Standing.SERVING, False, view))
 
     impostor = Impostor(primary.port, answer)

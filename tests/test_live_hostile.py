@@ -455,25 +455,29 @@ def test_a_client_that_is_gone_when_it_is_accepted_harms_nobody(node: Node) -> N
         assert wire.ask("PING") == b"PONG"
 
 
+JOIN = encode("PEER", "JOIN", PROTOCOL_VERSION, "0123abcd", "4567ef", "1", "-", "0", "0", "0")
+
+
 def test_a_joining_node_that_vanishes_at_once_harms_nobody(fresh_node: Node) -> None:
     node = fresh_node
-    join = encode("PEER", "JOIN", PROTOCOL_VERSION, "0123abcd", "1")
     with Wire(node.port) as wire:
         assert wire.ask("LOCK", "a", "1")
         for how in range(60):
             raw = Raw(node.port)
-            raw.send(join + (b"", b"garbage\r\n", ARRAY_BOMB)[how % 3])
+            raw.send(JOIN + (b"", b"garbage\r\n", ARRAY_BOMB)[how % 3])
             raw.reset() if how % 4 else raw.close()
             assert wire.ask("PING") == b"PONG"
         assert wire.ask("LOCK", "a", "2") == 0
 
 
+PEER = [b"peer"]
 # What stops the node, changes its role or its settings for good, on purpose.
 NOT_FUZZED = {"shutdown", "replicaof", "slaveof", "failover", "config|set", "debug|segfault"}
 WORDS: tuple[bytes, ...] = (
     b"", b"0", b"1", b"-1", b"9999999999", b"9" * 30, b"x", b"*", b"@c:1", b"\x00\r\n\xff", b"[",
     b"\\", b"y" * 600, b"lock", b"ON", b"OFF", b"ID", b"ADDR", b"TYPE", b"normal", b"MATCH",
-    b"OWNER", b"REQUEST", b"GETKEYS", b"0.001", b"JOIN", PROTOCOL_VERSION, b"0123abcd",
+    b"OWNER", b"REQUEST", b"GETKEYS", b"0.001", b"JOIN", b"PROPOSE",
+    b"VIEW", b"-", PROTOCOL_VERSION, PROTOCOL_VERSION, b"0123abcd",
 )  # fmt: skip
 
 
@@ -495,7 +499,7 @@ def test_no_arguments_of_any_command_harm_the_node(fresh_node: Node, rng: random
     assert [b"client", b"list"] in commands
     for command in commands:
         for _ in range(30):
-            words = [*command, *rng.choices(WORDS, k=rng.randint(0, 4))]
+            words = [*command, *rng.choices(WORDS, k=rng.randint(0, 9 if command == PEER else 4))]
             if words[0] == b"debug" and words[1:2] == [b"SLEEP"]:
                 words[2:] = [b"0.001"]
             last = encode(*words)
@@ -516,7 +520,7 @@ def test_a_client_that_is_gone_when_its_command_runs_harms_nobody(fresh_node: No
         encode("DEBUG", "SLEEP", "0"),
         encode("CLIENT", "KILL", "ID", "1"),
         encode("PEER", "ASK", PROTOCOL_VERSION),
-        encode("PEER", "JOIN", PROTOCOL_VERSION, "0123abcd", "1"),
+        JOIN,
     ]
     with Wire(node.port) as wire:
         raws = [Raw(node.port) for _ in requests]

@@ -43,7 +43,7 @@ def assert_stays_empty(node: Node) -> None:
                 assert caught.value.code == "LOADING", (number, caught.value)
             assert client.ask("PING") == b"PONG"
             time.sleep(0.02)
-    assert node.mode == "loading"
+    assert node.mode == "recovery"
 
 
 def test_an_empty_node_answers_loading_until_it_has_heard_from_its_peer(cluster: Cluster) -> None:

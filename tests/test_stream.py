@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from harness.replicas import fields_of, messages_of
+from harness.replicas import WALL_CLOCK_US, SimNode, fields_of, messages_of
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -39,7 +39,7 @@ def test_a_malformed_header_is_a_value_error(header: bytes) -> None:
 
 
 ANSWERS = [
-    Answer("ab12", Standing.SERVING, False, View(7, "ab12", ("ab12", "cd34"))),
+    Answer("ab12", Standing.SERVING, False, View(7, "ab12", ("ab12", "cd34")), True, 5),
     Answer("ab12", Standing.STATE, True, View(7, "cd34", ("cd34",))),
     Answer("ab12", Standing.BLANK, False, NO_VIEW),
     Answer("ab12", Standing.HEARD, False, View(2**62, "", ())),
@@ -57,7 +57,7 @@ GOOD = fields_of(stream.encode_answer(ANSWERS[0]))
 @pytest.mark.parametrize(
     "answer",
     [
-        None, 1, b"OK", [], GOOD[:-1], [*GOOD, b""], [b"2", *GOOD[1:]], [None, *GOOD[1:]],
+        None, 1, b"OK", [], GOOD[:-1], [*GOOD, b""], [b"1", *GOOD[1:]], [None, *GOOD[1:]],
         [*GOOD[:2], b"dead", *GOOD[3:]], [*GOOD[:4], b"x", *GOOD[5:]], [*GOOD[:4], b"", *GOOD[5:]],
         [GOOD[0], b"\xff", *GOOD[2:]],
     ],
@@ -85,19 +85,35 @@ def test_the_checksum_covers_the_payload_the_answers_the_stamp_and_the_past() ->
     assert len(seen) == 8
 
 
+def sealed(*turns: list[tuple[int, bytes, bytes]], checksum: int = 0) -> list[Batch]:
+    """The batches of a primary that appends these entries, each list in one turn."""
+    node = SimNode("P")
+    node.begin_history()
+    node.replica.keeps_backlog = True
+    node.replica.checksum = checksum
+    for entries in turns:
+        for kind, name, reqid in entries:
+            node.replica.append(kind, name, reqid)
+        node.end_turn()
+    backlog = node.replica.backlog
+    batches = [backlog.batch_at(position) for position in range(backlog.end)]
+    assert batches[-1] is not None and batches[-1].checksum == node.replica.checksum
+    return [batch for batch in batches if batch is not None]
+
+
 def test_batches_are_chained_in_their_order() -> None:
-    first, second = Outbound(0, 10), Outbound(0, 10)
-    for outbound, names in ((first, b"ab"), (second, b"ba")):
-        for offset, name in enumerate(names, 11):
-            outbound.seal(offset, offset, 1, 50, bytes([LOCK]), [bytes([name]), b"r"], [offset])
-    assert first.checksum != second.checksum
+    a, b = (LOCK, b"a", b"r"), (LOCK, b"b", b"r")
+    first, second = sealed([a], [b]), sealed([b], [a])
+    assert first[-1].checksum != second[-1].checksum
+    assert first[-1].checksum != sealed([a, b])[-1].checksum
+    assert first[-1].checksum != sealed([a], [b], checksum=1)[-1].checksum
 
 
 def test_a_sealed_batch_carries_its_stamp_and_the_chained_checksum() -> None:
-    outbound = Outbound(5, 10)
-    batch = outbound.seal(11, 12, 3, 99, bytes([LOCK, UNLOCK]), [b"a", b"r", b"a", b"u"], [11, 1])
-    assert batch[:4] == (11, 12, 3, 99)
-    assert batch.checksum == outbound.checksum
+    (batch,) = sealed([(LOCK, b"a", b"r"), (UNLOCK, b"a", b"u")], checksum=9)
+    first = WALL_CLOCK_US + 1
+    assert batch[:4] == (first, first + 1, 1, 1_000)
+    assert batch.checksum == stream.chain(9, 1, 1_000, batch.payload, [first, 1])
     assert fields_of(batch.payload) == [bytes([LOCK, UNLOCK]), b"a", b"r", b"a", b"u"]
 
 
@@ -105,7 +121,7 @@ def test_a_sealed_batch_carries_its_stamp_and_the_chained_checksum() -> None:
 
 
 def sent(*offsets: int) -> Outbound:
-    outbound = Outbound(5, 10)
+    outbound = Outbound(5, 10, 0)
     for at, offset in enumerate(offsets):
         assert outbound.sending(offset, 1_000 + at) == 6 + at, "without a gap"
     return outbound

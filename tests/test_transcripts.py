@@ -19,14 +19,28 @@ drives two replicas back to back (``harness/replicas.py``): P, which begins as p
     ack                             the primary reads what the backup has sent
     settle                          turn, deliver, ack, until nothing is under way
     link [NAME]                     the other node asks to join, under a new name if there is one
+    rejoin NAME                     the same, with the state that it has, as that incarnation
     lose link                       it breaks; what is on the wire is lost
-    P go alone | promote | force | stand down NAME | stall | forget
+    hand over                       the primary tells its backup to take over
+    P go alone | promote | force | stand down NAME | step aside | stall | forget
     P sleep MS                      its next turn begins so much later
     P input is unread | read        whether the sockets are empty at the ends of its turns
     P due                           when the core wants its next turn to end
     P room ENTRIES                  so many may be appended until an ack comes
     P is proposed by NAME EPOCH     a peer proposes a view of itself alone
     P state                         what the node knows
+
+One that begins with ``pair`` drives the whole core of two nodes that are a pair, P and B, and shows
+what they ask each other and the view register (``harness/outside.py``):
+
+    pair register | fail-stop
+    P lock CLIENT NAME
+    lose link                       both hear that it broke
+    P hears ANSWER                  what comes of its question: gone, silent, or what the peer says
+    register answers P              what P has asked is done, and it hears of it
+    register loses its answer to P  it is done, and P hears nothing
+    register is out of Ps reach     it is not done, and P hears nothing
+    P waits                         until it wants to take the next step
 
 Rewrite the effects with ``REWRITE_TRANSCRIPTS=1 pytest tests/test_transcripts.py``, and commit only
 lines that you can explain.
@@ -39,10 +53,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from harness.outside import GET, Duo, World, paired
 from harness.replicas import Pair, SimNode, fields_of, messages_of, pack
 
 from holdfast.server.core import stream
-from holdfast.server.core.replica import Diverged, Role, StaleStream
+from holdfast.server.core.failover import NoAnswer
+from holdfast.server.core.follower import Diverged, StaleStream
+from holdfast.server.core.replica import Replica, Role
 from holdfast.server.core.state import (
     COMMAND_OF,
     DELETE,
@@ -58,6 +75,7 @@ from holdfast.server.core.state import (
     UNLOCK,
     UNLOCK_GRANT,
 )
+from holdfast.server.core.view import Cas, View
 
 REQUESTS = (
     "lock", "unlock", "unlock-grant", "undo", "renew", "verify", "delete", "inspect",
@@ -103,8 +121,20 @@ def message_for_people(message: list[bytes]) -> str:
             return "ITEMS"
         case stream.END:
             return f"END epoch {int(fields[0])} frame {int(fields[1])}"
+        case stream.CONTINUE:
+            return f"CONTINUE epoch {int(fields[0])} frame {int(fields[1])}"
+        case stream.HANDOVER:
+            return f"HANDOVER epoch {int(fields[0])} frame {int(fields[1])}"
         case other:
             return f"{other!r} {fields}"
+
+
+def mode_of(replica: Replica, mode: str) -> str:
+    """What a node is, in a few words."""
+    backup = f", the backup is {replica.phase.name}" if replica.backup else ""
+    if replica.role is not Role.PRIMARY:
+        backup = ""
+    return f"{replica.role.value}, {mode}{backup}, epoch {replica.view.epoch}"
 
 
 class Runner:
@@ -142,11 +172,7 @@ class Runner:
         self.effects += [f"{client} <- {text}" for client, text in node.said[seen[0] :]]
         self.effects += [f"{client} is closed without a word" for client in node.closed[seen[1] :]]
         self.seen[node.name] = [len(node.said), len(node.closed)]
-        replica = node.replica
-        mode = f"{replica.role.value}, {replica.mode}"
-        if replica.role is Role.PRIMARY:
-            mode += f", the backup is {replica.phase.name}" if replica.backup else ""
-        mode += f", epoch {replica.view.epoch}"
+        mode = mode_of(node.replica, node.replica.mode)
         if self.modes.get(node.name) != mode:
             self.modes[node.name] = mode
             self.effects.append(f"{node.name} is {mode}")
@@ -194,12 +220,26 @@ class Runner:
         if name:
             pair.backup = SimNode(name, now_ms=90_000)
         pair.link()
-        for message in messages_of(pair.to_backup.lying):
-            self.effects.append(f"{pair.primary.name} -> {pair.backup.name}: "
-                                + message_for_people(message))  # fmt: skip
+        self.show_wire()
+
+    def do_rejoin(self, incarnation: str) -> None:
+        pair = self.pair
+        if pair.backup.replica.role is Role.PRIMARY:
+            pair.primary, pair.backup = pair.backup, pair.primary
+        pair.link(incarnation)
+        self.show_wire()
+
+    def show_wire(self) -> None:
+        names = f"{self.pair.primary.name} -> {self.pair.backup.name}: "
+        messages = messages_of(self.pair.to_backup.lying)
+        self.effects += [names + message_for_people(message) for message in messages]
 
     def do_lose(self, _link: str) -> None:
         self.pair.lose_link()
+
+    def do_hand(self, _over: str) -> None:
+        self.pair.to_backup.lying += self.pair.primary.replica.hand_over()
+        self.show_wire()
 
     # -- one node --------------------------------------------------------------------------------
 
@@ -227,6 +267,10 @@ class Runner:
                 node.replica.promote_by_force(0)
             case ["stand", "down", name]:
                 node.stand_down(name)
+            case ["step", "aside"]:
+                (other,) = (each for each in self.nodes.values() if each is not node)
+                waiting = node.replica.step_aside(other.replica.view)
+                self.effects += [f"{client} is turned away" for client in waiting]
             case ["stall"]:
                 node.replica.note_stall()
             case ["forget"]:
@@ -266,6 +310,100 @@ class Runner:
             self.effects.append(f"{name.decode()}: in line {', '.join(line)}")
 
 
+class DuoRunner:
+    """The same for transcripts that begin with ``pair``."""
+
+    def __init__(self) -> None:
+        self.duo = Duo()
+        self.effects: list[str] = []
+        self.seen: dict[str, list[int]] = {}
+        self.modes: dict[str, str] = {}
+
+    @property
+    def worlds(self) -> dict[str, World]:
+        return {world.name: world for world in (self.duo.primary, self.duo.backup)}
+
+    def run(self, command: str) -> list[str]:
+        self.effects = []
+        self.do(command.split())
+        for world in self.worlds.values():
+            self.observe(world)
+        return self.effects or ["(nothing)"]
+
+    def do(self, words: list[str]) -> None:
+        match words:
+            case ["pair", kind]:
+                self.duo = paired(register=kind == "register")
+                self.seen, self.modes = {}, {}
+            case [name, "lock", client, lock]:
+                self.worlds[name].lock(client, lock)
+            case ["lose", "link"]:
+                self.duo.lose_link()
+            case [name, "hears", what]:
+                self.hear(self.worlds[name], what)
+            case [name, "waits"]:
+                self.worlds[name].timer()
+            case ["register", "answers", name]:
+                self.duo.register_answers(self.worlds[name])
+                self.effects.append(f"the register has {words_for(self.duo.view)}")
+            case ["register", "loses", "its", "answer", "to", name]:
+                asked = self.worlds[name].register_asked
+                if isinstance(asked, View):
+                    self.duo.cas(asked)
+                self.effects.append(f"the register has {words_for(self.duo.view)}")
+                self.worlds[name].register_says(Cas.UNDECIDED)
+            case ["register", "is", "out", "of", whose, "reach"]:
+                self.worlds[whose[0]].register_says(Cas.UNDECIDED)
+            case _:
+                raise ValueError(words)
+
+    def hear(self, world: World, what: str) -> None:
+        (peer,) = (each for each in self.worlds.values() if each is not world)
+        match what:
+            case "gone":
+                world.answer(NoAnswer.GONE)
+            case "silent":
+                world.answer(NoAnswer.SILENT)
+            case name if name == peer.name:
+                assert world.asked is not None
+                verb, *rest = world.asked
+                if verb == "PROPOSE":
+                    world.answer(peer.pairing.answer_proposal(str(rest[0]), int(rest[1])))
+                else:
+                    world.answer(peer.pairing.answer_ask())
+            case _:
+                raise ValueError(what)
+
+    def observe(self, world: World) -> None:
+        """Say what is new about a node."""
+        counts = [len(world.questions), len(world.released), len(world.dropped)]
+        asked, released, dropped = self.seen.get(world.name, [0, 0, 0])
+        self.seen[world.name] = counts
+        self.effects += [f"{client} <- its reply" for client in world.released[released:]]
+        self.effects += [f"{client} is closed without a word" for client in world.dropped[dropped:]]
+        mode = mode_of(world.replica, world.pairing.mode)
+        if self.modes.get(world.name) != mode:
+            self.modes[world.name] = mode
+            self.effects.append(f"{world.name} is {mode}")
+        for words in world.questions[asked:]:
+            text = " ".join(str(word) for word in words)
+            self.effects.append(f"{world.name} asks its peer: {text}")
+        if world.dialling and not self.modes.get(world.name + " dials"):
+            self.effects.append(f"{world.name} dials its peer, to join it")
+        self.modes[world.name + " dials"] = "yes" if world.dialling else ""
+        wanted = world.register_asked
+        text = "-" if wanted is None else "get" if wanted == GET else f"cas {words_for(wanted)}"
+        if self.modes.get(world.name + " wants", "-") != text and wanted is not None:
+            self.effects.append(f"{world.name} asks the register: {text}")
+        self.modes[world.name + " wants"] = text
+
+
+def words_for(view: View | str) -> str:
+    """A view, for people."""
+    assert isinstance(view, View)
+    return f"epoch {view.epoch}, primary {view.primary}, members {','.join(view.members)}"
+
+
 Block = tuple[list[str], list[str]]
 """The lines before ``----``, comments included, and the effects after it."""
 
@@ -282,7 +420,8 @@ def blocks_of(text: str) -> Iterator[Block]:
 
 def played(text: str) -> str:
     """The transcript with the effects that its commands have now."""
-    runner = Runner()
+    is_of_duo = any(line.startswith("pair ") for line in text.splitlines())
+    runner = DuoRunner() if is_of_duo else Runner()
     shown = list[str]()
     for before, _ in blocks_of(text):
         commands = [line for line in before if line and not line.startswith("#")]

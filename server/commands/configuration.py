@@ -84,7 +84,7 @@ def _set_connections_max(node: Any, count: int) -> None:
 
 
 def _show_primary(node: Any) -> str:
-    address = node.pairing.peer_address
+    address = node.peer.address
     if node.replica.role is Role.PRIMARY or address is None:
         return ""
     return f"{address.host} {address.port}"
@@ -107,6 +107,14 @@ SETTINGS: dict[str, Setting] = {
     "failover": _of_config("failover", lambda text: text.lower()),
     "backup-timeout-ms": _of_config("backup_timeout_ms", _any_number),
     "promotion-timeout-ms": _of_config("promotion_timeout_ms", _any_number),
+    "quarantine-ms": _of_config("quarantine_ms"),
+    "view": _of_config("view"),
+    "view-file": _of_config("view_file"),
+    "etcd-ca": _of_config("etcd_ca"),
+    "etcd-cert": _of_config("etcd_cert"),
+    "etcd-key": _of_config("etcd_key"),
+    "etcd-user": _of_config("etcd_user"),
+    "etcd-password-file": _of_config("etcd_password_file"),
     "log-level": _LOG_LEVEL,
     "loglevel": _LOG_LEVEL,
     "maxclients": Setting(
@@ -238,7 +246,8 @@ def config_resetstat(connection: Connection, argv: list[bytes]) -> bytes:
     """``CONFIG RESETSTAT``"""
     node = connection.node
     node.stats.reset()
-    node.pairing.full_resyncs = 0
+    node.pairing.full_resyncs = node.pairing.partial_resyncs = 0
+    node.pairing.partial_resyncs_refused = 0
     node.replica.executor.reset_statistics()
     for each in node.connections.values():
         each.bytes_in = each.bytes_out = 0

@@ -30,7 +30,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ...resp import encoder
-from ..core import limits
 from ..core.replica import Phase, Role
 from .connection import REDIS_VERSION
 from .replication import link_state
@@ -203,8 +202,8 @@ def _stats(node: Any) -> Fields:
     yield "instantaneous_output_kbps", f"{bytes_out_s / 1024:.2f}"
     yield "rejected_connections", stats.connections_rejected
     yield "sync_full", node.pairing.full_resyncs
-    yield "sync_partial_ok", 0
-    yield "sync_partial_err", 0
+    yield "sync_partial_ok", node.pairing.partial_resyncs
+    yield "sync_partial_err", node.pairing.partial_resyncs_refused
     yield "expired_keys", node.replica.executor.expired_count
     yield "evicted_keys", 0
     yield "keyspace_hits", node.replica.executor.granted_count
@@ -252,12 +251,12 @@ def _replication(node: Any) -> Fields:
     backups = list(_backups(node)) if is_primary else []
     yield "connected_slaves", len(backups)
     yield from ((f"slave{number}", backup) for number, backup in enumerate(backups))
-    yield "master_failover_state", "no-failover"
+    yield "master_failover_state", pairing.switching or "no-failover"
     yield "master_replid", replica.state.history or "0" * 40
     yield "master_repl_offset", replica.state.offset
-    backlog = replica.outbound.backlog if replica.outbound is not None else None
+    backlog = replica.backlog if replica.keeps_backlog and is_primary else None
     yield "repl_backlog_active", int(backlog is not None)
-    yield "repl_backlog_size", limits.BACKLOG_BYTES_MAX
+    yield "repl_backlog_size", replica.backlog.bytes_max
     yield "repl_backlog_first_byte_offset", backlog.first_offset if backlog else 0
     yield "repl_backlog_histlen", backlog.size_bytes if backlog else 0
     yield "holdfast_mode", node.pairing.mode
@@ -266,7 +265,15 @@ def _replication(node: Any) -> Fields:
     yield "holdfast_members", ",".join(replica.view.members)
     yield "holdfast_incarnation", replica.incarnation
     yield "holdfast_failover", node.config.failover
-    yield "holdfast_peer", pairing.peer_address or ""
+    yield "holdfast_register", node.config.view
+    if pairing.settings.has_register:
+        inquiry = pairing.inquiry
+        yield "holdfast_register_epoch", inquiry.seen.epoch
+        yield "holdfast_register_status", "up" if inquiry.register_answers else "down"
+    left_ms = replica.state.grants_from_ms - replica.state_time_ms() if is_primary else 0
+    if left_ms > 0:
+        yield "holdfast_quarantine_ms", left_ms
+    yield "holdfast_peer", node.peer.address or ""
 
 
 def _backups(node: Any) -> Iterator[str]:
@@ -284,7 +291,7 @@ def _backups(node: Any) -> Iterator[str]:
 
 def _backup_link(node: Any) -> Fields:
     replica, pairing, link = node.replica, node.pairing, node.pairing.link
-    address = link.address if link is not None else pairing.peer_address
+    address = link.address if link is not None else node.peer.address
     is_up = link_state(node) == "connected"
     heard_s = max(0, node.now_ms - link.last_heard_ms) // 1000 if link is not None else -1
     yield "master_host", address.host if address else ""

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from ..connection import Connection
 
 # Nothing was executed, and the state was not read either: these need not wait for the backup.
-_AT_ONCE = frozenset((Refused.TRY_AGAIN, Refused.NO_REPLICAS))
+_AT_ONCE = frozenset((Refused.TRY_AGAIN, Refused.NO_REPLICAS, Refused.QUARANTINE))
 _REFUSALS = {refused: encoder.error(refused.value) for refused in Refused}
 _BAD_TOKEN = encoder.error("ERR fencing token must be a decimal number from 1 to 2^63-1")
 _LEASE = Argument(

@@ -1,4 +1,4 @@
-"""Commands on the pair: ROLE, REPLICAOF (SLAVEOF), WAIT."""
+"""Commands on the pair: ROLE, REPLICAOF (SLAVEOF), FAILOVER, WAIT."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def role(connection: Connection, argv: list[bytes]) -> bytes:
     """``ROLE``: as Redis', what the node believes. Offsets count entries."""
     node = connection.node
     replica, pairing = node.replica, node.pairing
-    address = pairing.link.address if pairing.link is not None else pairing.peer_address
+    address = pairing.link.address if pairing.link is not None else node.peer.address
     if replica.role is Role.PRIMARY:
         backups = []
         if pairing.link is not None and replica.outbound is not None and address is not None:
@@ -140,6 +140,47 @@ def _in_background(connection: Connection, task: Callable[[], str]) -> None:
 
     connection.pause()
     gevent.spawn(run)
+
+
+# -- FAILOVER --------------------------------------------------------------------------------------
+
+
+@command(
+    "failover",
+    -1,
+    "Hands over to the backup: a planned change of roles",
+    group="server",
+    flags=("admin", "noscript", "stale"),
+    arguments=(
+        Argument("abort", "pure-token", "ABORT", optional=True),
+        Argument("milliseconds", "integer", "TIMEOUT", optional=True),
+    ),
+)
+def failover(connection: Connection, argv: list[bytes]) -> bytes:
+    """``FAILOVER [TIMEOUT ms] [ABORT]``
+
+    As in Redis the reply is at once, and ``INFO replication`` tells how far it is
+    (``master_failover_state``). Requests wait for a few milliseconds meanwhile, unexecuted; then
+    this node refuses them (-READONLY), and the other one takes them.
+    """
+    pairing = connection.node.pairing
+    options = [word.upper() for word in argv[1:]]
+    if options == [b"ABORT"]:
+        problem = pairing.abort_switch("an operator says so")
+    elif not options:
+        problem = pairing.switch(0)
+    elif len(options) == 2 and options[0] == b"TIMEOUT":
+        timeout_ms = reading.integer(options[1])
+        if timeout_ms is None:
+            return reading.NOT_AN_INTEGER
+        if not 0 < timeout_ms <= _TIMEOUT_MS_MAX:
+            return encoder.error("ERR FAILOVER timeout must be greater than 0")
+        problem = pairing.switch(timeout_ms)
+    elif options[0] == b"TO":
+        return encoder.error("ERR FAILOVER TO is not supported: a pair has one backup")
+    else:
+        return reading.SYNTAX_ERROR
+    return encoder.error(problem) if problem else encoder.OK
 
 
 # -- WAIT ------------------------------------------------------------------------------------------

@@ -13,6 +13,12 @@ F4  A node whose own loop stood still for about its peer's time-out may have bee
     It bypasses nobody until that same incarnation has answered it; failing that, an operator
     decides.
 F5  An empty node never serves on its own word (``step_of_empty_node``).
+F6  Two primaries can be the outcome when two live nodes cannot reach each other. When they can, the
+    one of the lower epoch stands down; at equal epochs the one that reigns for longer, so that the
+    promoted backup goes on.
+
+With a view register outside the register decides, and F1, F4 and F6 fall away: whoever suspects
+asks the peer first only so that a broken connection between two live nodes moves nobody.
 
     why F4:   P ======stopped======> resumes, hears nothing, dials B: refused.
               B    silence.. promotes, serves, dies.
@@ -44,6 +50,12 @@ class Answer(NamedTuple):
     accepted: bool
     view: View
     has_backup: bool = False  # a primary that takes no other one
+    reigns_since: int = 0  # the epoch in which it became the primary
+
+    @property
+    def rank(self) -> tuple[int, int, str]:
+        """Of two primaries that find each other the higher goes on (F6)."""
+        return self.view.epoch, self.reigns_since, self.incarnation
 
 
 class NoAnswer(Enum):
@@ -72,7 +84,8 @@ def judge(
     timeout_ms: int,
     stalled: bool,
 ) -> tuple[Verdict, str]:
-    """May the node of ``epoch`` bypass the incarnation ``suspect``? With the reason, for the log.
+    """May the node of ``epoch`` bypass the incarnation ``suspect``, under ``fail-stop``? With the
+    reason, for the log.
 
     ``silent_ms``: for how long the peer has been silent; ``stalled``: whether our own loop stood
     still since that incarnation last answered.
@@ -93,6 +106,34 @@ def judge(
         return Verdict.WAIT, f"it is {outcome.value}, and this node itself stood still"
     if outcome in (NoAnswer.STRANGER, NoAnswer.UNASKED):
         return Verdict.WAIT, f"it is {outcome.value}"
+    if outcome is NoAnswer.GONE:
+        return Verdict.BYPASS, "its process is gone"
+    if silent_ms >= timeout_ms:
+        return Verdict.BYPASS, f"{outcome.value} for {silent_ms} ms, the limit is {timeout_ms} ms"
+    return Verdict.WAIT, f"{outcome.value} for {silent_ms} ms, the limit is {timeout_ms} ms"
+
+
+def judge_for_register(
+    outcome: Answer | NoAnswer,
+    *,
+    suspect: str,
+    epoch: int,
+    silent_ms: int,
+    timeout_ms: int,
+    linked: bool,
+) -> tuple[Verdict, str]:
+    """Is it time for the node of ``epoch`` to propose a view without ``suspect`` to the register
+    (BYPASS)? Whether that is done is the register's answer. ``linked``: the link still stands."""
+    if isinstance(outcome, Answer):
+        if outcome.standing is Standing.SERVING and (
+            outcome.incarnation == suspect or outcome.view.epoch > epoch
+        ):
+            return Verdict.YIELD, f"it serves in epoch {outcome.view.epoch}, ours is {epoch}"
+        if outcome.incarnation != suspect:
+            return Verdict.BYPASS, "its process is another one now"
+        if linked and silent_ms < timeout_ms:
+            return Verdict.WAIT, "it answers, and the link stands"
+        return Verdict.BYPASS, "it answers, but has not followed"
     if outcome is NoAnswer.GONE:
         return Verdict.BYPASS, "its process is gone"
     if silent_ms >= timeout_ms:

@@ -101,11 +101,28 @@ BACKLOG_BYTES_MAX = 64 * 1024 * 1024
 """Encoded entries kept for a backup that is catching up. One that falls further behind starts
 again with a new snapshot."""
 
-CATCH_UP_BYTES_PER_TURN = 256 * 1024
-"""Backlog or snapshot sent in one turn of the loop: a millisecond's work."""
+BACKLOG_KEPT_BYTES_MAX = 16 * 1024 * 1024
+"""The same while none is: for one that comes back after a short while. A few seconds of full load,
+or half an hour of ten requests a second."""
 
-SNAPSHOT_ITEMS_PER_SLICE = 500
-"""Snapshot items encoded at a time, for the same reason."""
+CATCH_UP_BYTES_PER_TURN = 64 * 1024
+"""Backlog or snapshot sent in one turn of the loop: a millisecond's work or two. Larger turns make
+everybody wait, smaller ones make the resync longer and gain nothing."""
+
+SNAPSHOT_ITEMS_PER_SLICE = 100
+"""Snapshot items encoded at a time: what a turn sends beyond its bound at most."""
+
+CAUGHT_UP_MS = 10
+"""A joining backup has nearly caught up when it acknowledges what was sent so long ago: from then
+on every reply waits for it, and should not wait for what it has yet to apply."""
+
+CATCH_UP_PATIENCE_MS = 5_000
+"""How long that is waited for, with a backup that is slower than the writes: then the replies wait
+for it all the same, which slows the writers down."""
+
+LOOK_AROUND_MS = 1_000
+"""How often a primary without a backup asks its peer whether that one serves too, and how often a
+node reads the view register when there is nothing to decide."""
 
 # -- time -------------------------------------------------------------------------------------
 
@@ -177,6 +194,7 @@ GLOBS_BYTES_MAX = 512
 """Patterns of one request in all: each is matched against many names, in this turn of the loop."""
 
 assert DUE_PER_TURN + ENTRIES_PER_REQUEST_MAX < UNACKED_ENTRIES_MAX // 4, "expiry leaves room"
+assert BACKLOG_KEPT_BYTES_MAX <= BACKLOG_BYTES_MAX
 assert BACKLOG_BYTES_MAX > 16 * CATCH_UP_BYTES_PER_TURN, "a joining backup must be able to catch up"
 assert REPLIES_MAX % 2 == 0, "two generations of half"
 assert NAME_BYTES_MAX * 4 < 64 * 1024, "every valid request fits in an inline command"

@@ -43,9 +43,10 @@ from typing import Any
 
 from ...resp.encoder import pack
 from . import limits, snapshot, stream
-from .backlog import Batch
+from .backlog import BATCH_BYTES, Backlog, Batch, Point
 from .executor import Executor
 from .failover import Answer, Standing
+from .follower import Follower
 from .reply_cache import Refused
 from .state import EPOCH, FORGET, SHORT, State
 from .view import NO_VIEW, View
@@ -75,14 +76,6 @@ class Phase(IntEnum):
     REQUIRED = 3
     PROPOSED = 4
     MEMBER = 5
-
-
-class Diverged(Exception):
-    """This backup's state is not the primary's: it must stop, and never be promoted (I5)."""
-
-
-class StaleStream(Exception):
-    """A message of a lower epoch than ours (C3)."""
 
 
 Replies = list[tuple[Any, bytes]]
@@ -125,6 +118,10 @@ class Replica:
         self._frame = 0  # goes on over all backups
         self._required_frame = 0
         self._stalled_at_frame = 0
+        self._all_sent_ms = 0  # since when nothing of the backlog is left to be sent
+        self.keeps_backlog = False  # for a backup that may come, or come back
+        self.backlog = Backlog(limits.BACKLOG_KEPT_BYTES_MAX, Point("", 0, 0, 0))
+        self.checksum = 0  # chained over the entries up to ``state.offset``
         self.offset_limit = _UNLIMITED  # from here on nothing is appended for requests
         self.no_grants: Refused | None = None  # why no lock is granted at present
         self._beat_wanted = False
@@ -135,13 +132,9 @@ class Replica:
         self._kinds = bytearray()
         self._fields: list[bytes] = []
         self._answers: list[int] = []
+        self._reigns_since = 0  # the epoch in which this node became the primary
         # As backup:
-        self.may_promote_itself = False
-        self.synced = False  # the snapshot is loaded
-        self._loading_items = 0
-        self._checksum = 0
-        self._applied_frame = 0
-        self._acked_frame = 0
+        self.follower = Follower(self)
 
     # -- the hot path: a request on the primary --------------------------------------------------
 
@@ -159,6 +152,8 @@ class Replica:
             self.no_grants = Refused.NO_REPLICAS
         elif len(self.state.locks.held) >= limits.LOCKS_MAX:
             self.no_grants = Refused.LOCKS_FULL
+        elif self.state.grants_from_ms > self.state_time_ms():
+            self.no_grants = Refused.QUARANTINE
         else:
             self.no_grants = None
 
@@ -170,7 +165,7 @@ class Replica:
             self._first_offset = self.state.offset + 1
             self.state.stamp(self.view.epoch, self.state_time_ms())
         answer = self.state.apply(kind, name, reqid, owner, argument)
-        if self.outbound is not None:
+        if self.keeps_backlog:
             self._kinds.append(kind)
             if kind in SHORT:
                 self._fields += (name, reqid)
@@ -194,25 +189,24 @@ class Replica:
         """
         messages = self._messages
         outbound = self.outbound
-        if self.blocked:
-            self._clear_entries()
-            messages.clear()
-        elif outbound is not None:
-            if self._first_offset:
-                batch = self._seal(outbound)
-                if self.phase >= Phase.REQUIRED:
+        if self._first_offset:
+            if self.keeps_backlog:
+                batch = self._seal()
+                self.backlog.append(batch)
+                if self.phase >= Phase.REQUIRED and outbound is not None and not self.blocked:
                     frame = outbound.sending(batch.last_offset, self._now_ms)
                     messages.append(stream.encode_entries(self.view.epoch, frame, batch))
                     self._beat_wanted = False
-                else:
-                    outbound.backlog.append(batch)
-            if self.phase is Phase.CATCHING_UP:
+            self._first_offset = 0
+        if outbound is not None:
+            if self.blocked:
+                messages.clear()
+            elif self.phase is Phase.CATCHING_UP:
                 self._catch_up(outbound, room_bytes)
-            if self._beat_wanted and self.phase >= Phase.REQUIRED:
+            elif self._beat_wanted and self.phase >= Phase.REQUIRED:
                 self._frame_message(stream.BEAT, self.state.offset)
             self._frame = outbound.frame
             self._beat_wanted = False
-        self._first_offset = 0
         if not messages:
             return b""
         data = messages[0] if len(messages) == 1 else b"".join(messages)
@@ -246,19 +240,15 @@ class Replica:
             return turns[0]
         return [reply for replies in turns for reply in replies]
 
-    def _seal(self, outbound: stream.Outbound) -> Batch:
-        batch = outbound.seal(
-            self._first_offset,
-            self.state.offset,
-            self.state.epoch,
-            self.state.time_ms,
-            bytes(self._kinds),
-            self._fields,
-            self._answers,
-        )
+    def _seal(self) -> Batch:
+        """The entries of this turn as a batch."""
+        state, answers = self.state, self._answers
+        payload = pack((bytes(self._kinds), *self._fields))
+        self.checksum = stream.chain(self.checksum, state.epoch, state.time_ms, payload, answers)
         self._clear_entries()
-        self._first_offset = 0
-        return batch
+        return Batch(
+            self._first_offset, state.offset, state.epoch, state.time_ms, self.checksum, payload
+        )
 
     def _clear_entries(self) -> None:
         self._kinds.clear()
@@ -306,41 +296,90 @@ class Replica:
 
     # -- the primary and its backup --------------------------------------------------------------
 
-    def attach(self, incarnation: str) -> snapshot.Cut:
-        """A backup joins: cut a snapshot for it. What is appended from now on goes to it later."""
+    def attach(self, incarnation: str, at: Point | None = None) -> snapshot.Cut | None:
+        """A backup joins that stands ``at`` a point. If what it lacks is in the backlog, the stream
+        goes on from there (None); else a snapshot is cut for it. What is appended from now on goes
+        to it later."""
         assert self.role is Role.PRIMARY and self.phase is Phase.NONE, (self.role, self.phase)
         assert not self._first_offset, "between two turns: no entry is half in the snapshot"
+        if not self.keeps_backlog:
+            self._begin_backlog()
+        self.backlog.bytes_max = limits.BACKLOG_BYTES_MAX
         self.backup = incarnation
+        self._all_sent_ms = 0
+        position = self.backlog.position_behind(at) if at is not None else None
+        if at is not None and position is not None:
+            self.phase = Phase.CATCHING_UP
+            self.outbound = stream.Outbound(self._frame, at.offset, position)
+            frame = self.outbound.sending(at.offset, self._now_ms)
+            self._messages.append(
+                pack((stream.CONTINUE, self.view.epoch, frame, self.incarnation, self._wire_ms()))
+            )
+            return None
         self.phase = Phase.SNAPSHOT
-        self.outbound = stream.Outbound(self._frame, self.state.offset)
+        self.outbound = stream.Outbound(self._frame, self.state.offset, self.backlog.end)
         cut = snapshot.Cut(self.state)
-        header = tuple(cut.header)
-        self._messages.append(pack((stream.BEGIN, self.view.epoch, self.incarnation, *header)))
+        self._messages.append(
+            pack((stream.BEGIN, self.view.epoch, self.incarnation, self.checksum, *cut.header))
+        )
         return cut
+
+    def _begin_backlog(self) -> None:
+        self.keeps_backlog = True
+        self.backlog = Backlog(limits.BACKLOG_KEPT_BYTES_MAX, self.point)
+
+    @property
+    def point(self) -> Point:
+        """Where this node stands."""
+        return Point(self.state.history, self.state.epoch, self.state.offset, self.checksum)
+
+    def _wire_ms(self) -> int:
+        """State time, for a backup that starts from here: the last entry may be old."""
+        return self.state_time_ms()
 
     def snapshot_sent(self) -> None:
         """The last item of the snapshot is on its way: END, which the backup will acknowledge."""
         assert self.phase is Phase.SNAPSHOT and self.outbound is not None
         frame = self.outbound.sending(self.outbound.acked_offset, self._now_ms)
-        # State time goes with it: the last entry may be old.
-        self._messages.append(pack((stream.END, self.view.epoch, frame, self.state_time_ms())))
+        self._messages.append(pack((stream.END, self.view.epoch, frame, self._wire_ms())))
 
     def _catch_up(self, outbound: stream.Outbound, room_bytes: int) -> None:
-        """Send backlog as far as there is room; when all of it is sent, acks become required."""
-        while room_bytes > 0 and outbound.backlog_position < outbound.backlog.end:
-            batch = outbound.backlog.batch_at(outbound.backlog_position)
+        """Send backlog as far as there is room; when the backup has nearly all of it, its acks
+        become required."""
+        backlog = self.backlog
+        while room_bytes > 0 and outbound.backlog_position < backlog.end:
+            batch = backlog.batch_at(outbound.backlog_position)
             if batch is None:
                 raise BacklogOverrun
             frame = outbound.sending(batch.last_offset, self._now_ms)
             self._messages.append(stream.encode_entries(self.view.epoch, frame, batch))
             outbound.backlog_position += 1
-            room_bytes -= len(batch.payload)
-        if outbound.backlog_position == outbound.backlog.end:
-            outbound.backlog.clear()
-            self.phase = Phase.REQUIRED
-            self.holding = True
-            self.offset_limit = outbound.acked_offset + _UNACKED_LIMIT
-            self._required_frame = self._frame_message(stream.BEAT, self.state.offset)
+            room_bytes -= len(batch.payload) + BATCH_BYTES
+        if self.has_more_to_send:
+            self._all_sent_ms = 0
+            return
+        self._all_sent_ms = self._all_sent_ms or self._now_ms
+        behind_ms = self._now_ms - (outbound.oldest_unacked_ms or self._now_ms)
+        patience_ms = limits.CATCH_UP_PATIENCE_MS
+        if behind_ms <= limits.CAUGHT_UP_MS or self._now_ms - self._all_sent_ms > patience_ms:
+            self._require_acks(outbound)
+
+    def _require_acks(self, outbound: stream.Outbound) -> None:
+        self.backlog.bytes_max = limits.BACKLOG_KEPT_BYTES_MAX
+        self.phase = Phase.REQUIRED
+        self.holding = True
+        self.offset_limit = outbound.acked_offset + _UNACKED_LIMIT
+        self._required_frame = self._frame_message(stream.BEAT, self.state.offset)
+
+    @property
+    def has_more_to_send(self) -> bool:
+        """Whether there is backlog that has not been sent to the backup that joins."""
+        outbound = self.outbound
+        return (
+            self.phase is Phase.CATCHING_UP
+            and outbound is not None
+            and outbound.backlog_position < self.backlog.end
+        )
 
     def proposal(self) -> View | None:
         """The view to propose now that the joining backup has everything; None: not yet."""
@@ -350,16 +389,24 @@ class Replica:
             return None
         return self.view.joined_by(self.backup)
 
-    def admit(self, view: View, *, may_promote_itself: bool) -> None:
-        """The view with the backup in it stands: tell it. From here on it may be promoted."""
-        assert self.phase is Phase.REQUIRED and view.epoch == self.view.epoch + 1
-        assert view.primary == self.incarnation and self.backup in view.members
-        self.view = view
+    def propose(self) -> None:
+        """The proposal is sent: from here on the backup may be a member, and be promoted."""
+        assert self.proposal() is not None
         self.phase = Phase.PROPOSED
+        self._required_frame = _UNLIMITED  # no ack makes it a member before it is told
+
+    def admit(self, view: View, *, may_promote_itself: bool) -> None:
+        """The view with the backup in it stands: tell it."""
+        self.adopt(view)
         members = ",".join(view.members)
         self._required_frame = self._frame_message(
             stream.VIEW, view.primary, members, int(may_promote_itself)
         )
+
+    def adopt(self, view: View) -> None:
+        """The view with the proposed backup in it stands."""
+        assert self.phase is Phase.PROPOSED and view == self.view.joined_by(self.backup), view
+        self.view = view
 
     def echo(self, number: bytes) -> None:
         """Answer the peer's PROBE."""
@@ -406,11 +453,10 @@ class Replica:
         self.phase = Phase.NONE
         self.backup = ""
         self.holding = self.blocked = False
-        self._first_offset = 0
         self._review_grants()
         self._beat_wanted = False
         self.offset_limit = _UNLIMITED
-        self._clear_entries()
+        self.backlog.bytes_max = limits.BACKLOG_KEPT_BYTES_MAX
         self._messages.clear()
         released = [reply for _, _, replies, _ in self.held_back for reply in replies]
         self.held_back.clear()
@@ -426,104 +472,53 @@ class Replica:
         self.stalls += 1
         self._stalled_at_frame = self.outbound.frame if self.outbound else self._frame
 
-    # -- the backup ------------------------------------------------------------------------------
+    # -- a planned change of roles ---------------------------------------------------------------
 
-    def load(
-        self, epoch: int, primary: str, header: snapshot.Header, incarnation: str = ""
-    ) -> None:
-        """A snapshot begins: drop what is here, and be ``incarnation``, as which it joined (C4)."""
-        assert self.role is not Role.PRIMARY
-        if self.synced and epoch < self.view.epoch:
-            raise StaleStream(f"snapshot of epoch {epoch}, here is {self.view.epoch}")
+    @property
+    def is_quiet(self) -> bool:
+        """Whether the backup has everything that was appended, and every reply has left."""
+        return (
+            self.phase is Phase.MEMBER
+            and not self.blocked
+            and not self._first_offset
+            and not self.held_back
+            and self.outbound is not None
+            and not self.outbound.unacked
+        )
+
+    def hand_over(self) -> bytes:
+        """Tell the backup to take over; what to send. From here on this node is silent until that
+        very backup, or the view register, has answered: it may serve already."""
+        assert self.is_quiet and not self._messages
+        self._frame_message(stream.HANDOVER)
+        data = b"".join(self._messages)
+        self._messages.clear()
+        self.blocked = self.stalled = True
+        self._stalled_at_frame = _UNLIMITED  # F4, and no ack is that answer
+        self._review_grants()
+        return data
+
+    def step_aside(self, view: View) -> list[object]:
+        """PRIMARY to BACKUP, with its state: the other node has taken over as planned. Who stood in
+        line here."""
+        assert self.role is Role.PRIMARY and self.blocked and not self.held_back
+        assert view.epoch > self.view.epoch and not self._first_offset, (view, self.view)
+        tickets = self.executor.queue.tickets()
+        self._without_backup()
+        self.executor.end()
         self.role = Role.BACKUP
-        self.incarnation = incarnation or self.incarnation
-        self.heard_of_history = True
-        self.synced = False
-        self.may_promote_itself = False
+        self.view = view
         self.stalled = False
-        self.view = View(epoch, primary, (primary,))
-        self.state = snapshot.restore(header)
-        self._loading_items = header.items
-        self._checksum = 0
-        self._applied_frame = self._acked_frame = 0
-
-    def load_items(self, fields: list[bytes]) -> None:
-        """Some of the snapshot's items."""
-        self._loading_items -= snapshot.load(self.state, fields)
-
-    def load_end(self, epoch: int, frame: int, time_ms: int, now_ms: int) -> None:
-        """The snapshot is complete; state time is ``time_ms``. Raises StaleStream, Diverged."""
-        self._check_epoch(epoch)
-        if self._loading_items:
-            raise Diverged(f"snapshot ended {self._loading_items} items short")
-        self.synced = True
-        self._applied_frame = frame
-        self._set_state_time(time_ms, now_ms)
-
-    def on_entries(self, header: bytes, payload: bytes, fields: list[bytes], now_ms: int) -> None:
-        """Apply one ENTRIES frame; ``fields`` is its payload, parsed. Raises StaleStream,
-        Diverged."""
-        (stream_epoch, frame, first, last, epoch, time_ms, checksum) = stream.decode_entries(header)
-        self._check_frame(stream_epoch, frame)
-        assert first == self.state.offset + 1, (first, self.state.offset)  # paired: sender's seal
-        try:
-            answers = self.state.apply_batch(first, epoch, time_ms, fields[0], fields[1:])
-        except (ValueError, IndexError, TypeError, StopIteration) as error:
-            # Part of it may have been applied: never a mere slip of the protocol.
-            raise Diverged(f"a batch at offset {first} cannot be applied: {error!r}") from error
-        self._checksum = stream.chain(self._checksum, epoch, time_ms, payload, answers)
-        if self._checksum != checksum or self.state.offset != last:
-            raise Diverged(
-                f"at offset {self.state.offset} the checksum is {self._checksum}, "
-                f"the primary's at {last} is {checksum}"
-            )
-        self._applied_frame = frame
-        self._set_state_time(time_ms, now_ms)
-
-    def _set_state_time(self, time_ms: int, now_ms: int) -> None:
-        """The primary's time was ``time_ms`` before now. Both clocks are read in whole
-        milliseconds, rounded down: one less, and this node's estimate is never ahead (I8)."""
-        self._clock_offset_ms = time_ms - now_ms - 1
-
-    def on_beat(self, epoch: int, frame: int, offset: int) -> None:
-        """A frame without entries. Raises StaleStream, Diverged."""
-        self._check_frame(epoch, frame)
-        if offset != self.state.offset:
-            raise Diverged(f"applied up to {self.state.offset}, the primary is at {offset}")
-        self._applied_frame = frame
-
-    def on_view(self, epoch: int, frame: int, primary: str, members: str, auto: bool) -> None:
-        """The primary's new view. Raises StaleStream, Diverged."""
-        if epoch < self.view.epoch:
-            raise StaleStream(f"view of epoch {epoch}, here is {self.view.epoch}")
-        if frame != self._applied_frame + 1:
-            raise Diverged(f"frame {frame} after {self._applied_frame}")
-        self.view = View(epoch, primary, tuple(members.split(",")))
-        self.may_promote_itself = auto
-        self._applied_frame = frame
-
-    def ack(self) -> bytes:
-        """What acknowledges everything applied so far; empty if that was already said."""
-        if self._applied_frame == self._acked_frame:
-            return b""
-        self._acked_frame = self._applied_frame
-        return pack((stream.ACK, self.view.epoch, self._applied_frame, self.state.offset))
-
-    def _check_epoch(self, epoch: int) -> None:
-        if epoch < self.view.epoch:
-            raise StaleStream(f"stream of epoch {epoch}, here is {self.view.epoch}")
-
-    def _check_frame(self, epoch: int, frame: int) -> None:
-        self._check_epoch(epoch)
-        if epoch != self.view.epoch or frame != self._applied_frame + 1:
-            raise Diverged(
-                f"frame {frame} of epoch {epoch} after frame {self._applied_frame} "
-                f"of epoch {self.view.epoch}"
-            )
+        self.keeps_backlog = False
+        self.backlog = Backlog(limits.BACKLOG_KEPT_BYTES_MAX, self.point)
+        self.follower.begin_at_rest()
+        return tickets
 
     # -- changes of role: one function each ------------------------------------------------------
 
-    def begin_history(self, history: str, wall_clock_us: int, after_epoch: int = 0) -> None:
+    def begin_history(
+        self, history: str, wall_clock_us: int, after_epoch: int = 0, quarantine_ms: int = 0
+    ) -> None:
         """EMPTY to PRIMARY: the first primary of a new history (the caller has made sure, F5), in
         an epoch above ``after_epoch`` and any that this node has seen."""
         assert self.role is Role.EMPTY, self.role
@@ -531,10 +526,20 @@ class Replica:
         self.role = Role.PRIMARY
         self.heard_of_history = True
         self.view = View(epoch, self.incarnation, (self.incarnation,))
+        self._reigns_since = epoch
         self._clock_offset_ms = 0
-        self.state = State(history, wall_clock_us, epoch, self._now_ms)
+        grants_from_ms = self._now_ms + quarantine_ms if quarantine_ms else 0
+        self.state = State(history, wall_clock_us, epoch, self._now_ms, grants_from_ms)
+        self.checksum = 0
+        if self.keeps_backlog:
+            self._begin_backlog()
         self._review_grants()
         self.executor.begin()
+
+    @property
+    def synced(self) -> bool:
+        """Whether this backup has a whole state."""
+        return self.follower.synced
 
     @property
     def is_loading(self) -> bool:
@@ -546,26 +551,30 @@ class Replica:
         """Whether this node may be promoted: it has everything that was ever answered."""
         return self.synced and self.incarnation in self.view.members
 
-    def promote(self, view: View, wall_clock_us: int) -> None:
-        """BACKUP to PRIMARY, alone: the view that says so stands."""
-        assert self.role is Role.BACKUP and self.is_member, (self.role, self.view)
-        assert view == self.view.alone(self.incarnation), (view, self.view)
+    def promote(self, view: View, after: View, wall_clock_us: int) -> None:
+        """BACKUP to PRIMARY, alone: the view that says so stands, ``after`` one in which this node
+        was a member (I3)."""
+        assert self.role is Role.BACKUP and self.synced, self.role
+        assert self.incarnation in after.members and after.epoch >= self.view.epoch, after
+        assert view == after.alone(self.incarnation), (view, after)
         self._become_primary(view, wall_clock_us)
 
-    def promote_by_force(self, wall_clock_us: int) -> None:
+    def promote_by_force(self, wall_clock_us: int, after_epoch: int = 0) -> None:
         """BACKUP to PRIMARY on an operator's word, whatever that loses."""
         assert self.role is Role.BACKUP and self.synced, (self.role, self.synced)
-        self._become_primary(self.view.alone(self.incarnation), wall_clock_us)
+        epoch = max(self.view.epoch, after_epoch) + 1
+        self._become_primary(View(epoch, self.incarnation, (self.incarnation,)), wall_clock_us)
 
     def _become_primary(self, view: View, wall_clock_us: int) -> None:
         self.role = Role.PRIMARY
         self.view = view
         self.stalled = False
+        self._reigns_since = view.epoch
         self.phase = Phase.NONE
-        self.synced = False
+        self.follower.end()
+        self._begin_backlog()
         offset = self.state.next_epoch_offset(wall_clock_us)
         self.append(EPOCH, b"", b"", b"", b"%d" % offset)
-        self._first_offset = 0
         assert self.state.offset == offset, "the skip is an entry like any other (I7)"
         self._review_grants()
         self.executor.begin()
@@ -584,16 +593,36 @@ class Replica:
         self.incarnation = incarnation
         self.executor.end()
         self.state = State("", 0, 0, 0)
-        self.synced = False
+        self.checksum = 0
+        self.backlog = Backlog(limits.BACKLOG_KEPT_BYTES_MAX, self.point)
+        self.follower.end()
         self.stalled = False
         self._first_offset = 0
+        self._clear_entries()
 
     def renew_incarnation(self, incarnation: str) -> None:
-        """This backup will join anew, and then discard its state: it is no member any more (C4)."""
+        """This backup joins anew: it is no member any more (C4)."""
         assert self.role is not Role.PRIMARY
         self.incarnation = incarnation
-        self.may_promote_itself = False
+        self.follower.may_promote_itself = False
         self.stalled = False
+
+    def begin_following(self, view: View, incarnation: str, state: State | None = None) -> None:
+        """EMPTY or BACKUP to BACKUP of ``view``'s primary, as ``incarnation`` (C4), with what it
+        has, or with another ``state``."""
+        assert self.role is not Role.PRIMARY
+        self.role = Role.BACKUP
+        self.incarnation = incarnation or self.incarnation
+        self.heard_of_history = True
+        self.stalled = False
+        self.view = view
+        if state is not None:
+            self.state = state
+
+    def set_state_time(self, time_ms: int, now_ms: int) -> None:
+        """The primary's time was ``time_ms`` before now. Both clocks are read in whole
+        milliseconds, rounded down: one less, and this node's estimate is never ahead (I8)."""
+        self._clock_offset_ms = time_ms - now_ms - 1
 
     # -- what the peer is told -------------------------------------------------------------------
 
@@ -602,13 +631,15 @@ class Replica:
         accepted = (
             self.role is Role.BACKUP
             and proposer == self.view.primary != ""
-            and (epoch == self.view.epoch + 1 or View(epoch, proposer, (proposer,)) == self.view)
-        )  # The second: accepted before, and the answer was lost.
+            and (epoch > self.view.epoch or View(epoch, proposer, (proposer,)) == self.view)
+        )  # (It may not have heard of its admission; or the answer to the same was lost.)
         if accepted:
             self.view = View(epoch, proposer, (proposer,))
-            self.may_promote_itself = False
+            self.follower.may_promote_itself = False
         has_backup = self.phase is not Phase.NONE
-        return Answer(self.incarnation, self._standing(), accepted, self.view, has_backup)
+        return Answer(
+            self.incarnation, self._standing(), accepted, self.view, has_backup, self._reigns_since
+        )
 
     def _standing(self) -> Standing:
         if self.role is Role.PRIMARY:
@@ -619,7 +650,7 @@ class Replica:
 
     @property
     def mode(self) -> str:
-        """One word for ``INFO replication``."""
+        """One word for ``INFO replication``, as far as this node knows without its link."""
         if self.role is Role.PRIMARY:
             if self.blocked:
                 return "blocked"
@@ -628,7 +659,7 @@ class Replica:
             return "paired" if self.phase is Phase.MEMBER else "joining"
         if self.role is Role.BACKUP:
             return "paired" if self.is_member else "joining"
-        return "loading"
+        return "recovery"
 
 
 class BacklogOverrun(Exception):

@@ -57,6 +57,10 @@ class Refused(Enum):
         "TRYAGAIN the backup has not acknowledged enough of the stream; "
         "nothing was done, send the request again"
     )
+    QUARANTINE = (
+        "TRYAGAIN this history may follow a lost one, whose holders still trust their leases: no "
+        "lock is granted yet (--quarantine-ms); nothing was done"
+    )
     NO_REPLICAS = "NOREPLICAS no backup in sync, and --min-backups wants one; nothing was done"
 
 

@@ -36,6 +36,7 @@ class Header(NamedTuple):
     offset: int
     epoch: int
     time_ms: int
+    grants_from_ms: int
     clients_since_ms: int
     replies_since_ms: int
     old_replies_since_ms: int
@@ -56,6 +57,7 @@ class Cut:
             state.offset,
             state.epoch,
             state.time_ms,
+            state.grants_from_ms,
             replies.clients_since_ms,
             replies.replies_since_ms,
             replies.old_replies_since_ms,
@@ -150,7 +152,9 @@ def digest(state: State) -> str:
 
 def restore(header: Header) -> State:
     """An empty state that stands where the snapshot was cut; fill it with ``load``."""
-    state = State(header.history, header.offset, header.epoch, header.time_ms)
+    state = State(
+        header.history, header.offset, header.epoch, header.time_ms, header.grants_from_ms
+    )
     state.replies.clients_since_ms = header.clients_since_ms
     state.replies.replies_since_ms = header.replies_since_ms
     state.replies.old_replies_since_ms = header.old_replies_since_ms

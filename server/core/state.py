@@ -82,16 +82,20 @@ class State:
     ``history`` names the run of entries that began with a first primary; ``offset`` counts the
     entries (from the wall clock in microseconds at the history's start, so that fencing tokens
     rise through a cold start too); ``time_ms`` is state time: the primary's CLOCK_BOOTTIME,
-    continued by whoever is promoted.
+    continued by whoever is promoted. ``grants_from_ms``: no lock is granted before that instant,
+    for a history that may follow a lost one, whose holders still trust their leases (quarantine).
     """
 
-    __slots__ = ("epoch", "history", "locks", "offset", "replies", "time_ms")
+    __slots__ = ("epoch", "grants_from_ms", "history", "locks", "offset", "replies", "time_ms")
 
-    def __init__(self, history: str, offset: int, epoch: int, time_ms: int) -> None:
+    def __init__(
+        self, history: str, offset: int, epoch: int, time_ms: int, grants_from_ms: int = 0
+    ) -> None:
         self.history = history
         self.offset = offset
         self.epoch = epoch
         self.time_ms = time_ms
+        self.grants_from_ms = grants_from_ms
         self.locks = LockTable()
         self.replies = ReplyCache(time_ms)
 

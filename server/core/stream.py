@@ -5,16 +5,19 @@ epoch of its sender, and a receiver refuses a lower one.
 
 From the primary:
 
-=======  =====================================  ==============================================
+======== =====================================  ==============================================
 ENTRIES  header, payload                        one loop turn's entries; header as below
 BEAT     epoch, frame, offset                   nothing new, but something waits for the ack
 VIEW     epoch, frame, primary, members, auto   a new view; ``auto``: may the backup promote
                                                 itself
-BEGIN    epoch, history, ... (snapshot.Header)  a snapshot starts: drop what you have
+BEGIN    epoch, primary, checksum,              a snapshot starts: drop what you have
+         ... (snapshot.Header)
 ITEMS    payload                                some of its items
 END      epoch, frame, time                     that was all; state time is now this
+CONTINUE epoch, frame, primary, time            what you have is on this history: it goes on there
+HANDOVER epoch, frame                           take over: nothing comes behind this
 ECHO     number                                 answer to PROBE
-=======  =====================================  ==============================================
+======== =====================================  ==============================================
 
 From the backup:
 
@@ -28,21 +31,23 @@ the answer carries the whole view.
 
 Frames
 ------
-ENTRIES, BEAT, VIEW and END are *frames*: numbered without a gap over the whole life of a primary,
-whatever connection carries them. A reply that depends on the state waits for the frame that goes
-out at the end of its loop turn (the commit rule, I6), and an ack of a frame is an ack of all
-before it. A frame's number is above every reply that was held back before it was sent, so even a
-reply held back before a connection broke is released rightly by a frame of the next.
+ENTRIES, BEAT, VIEW, END, CONTINUE and HANDOVER are *frames*: numbered without a gap over the whole
+life of a primary, whatever connection carries them. A reply that depends on the state waits for the
+frame that goes out at the end of its loop turn (the commit rule, I6), and an ack of a frame is an
+ack of all before it. A frame's number is above every reply that was held back before it was sent,
+so even a reply held back before a connection broke is released rightly by a frame of the next.
 
 The payload of ENTRIES is a RESP array: the kinds of all entries as one string, a byte each, and
 then the fields of each entry (``core/state.py``).
 
 Checksum
 --------
-Every ENTRIES frame carries a CRC chained over all payloads and all answers since the snapshot. The
-backup computes its own from what *it* applied and what *its* answers were; if they differ it stops
-with an alarm, before it acknowledges, and can never be promoted. (The check sits in the frame
-rather than in the ack so that a backup which has diverged knows it even if the primary dies.)
+Every ENTRIES frame carries a CRC chained over all payloads and all answers of the history, as far
+back as anybody has kept count; a snapshot carries the chain's value at its cut. The backup computes
+its own from what *it* applied and what *its* answers were; if they differ it stops with an alarm,
+before it acknowledges, and can never be promoted. (The check sits in the frame rather than in the
+ack so that a backup which has diverged knows it even if the primary dies.) A backup that comes back
+names history, epoch, offset and checksum, and is continued only from exactly that point.
 """
 
 from __future__ import annotations
@@ -53,8 +58,7 @@ from collections import deque
 from typing import Any, NamedTuple
 
 from ...resp.encoder import pack
-from . import limits
-from .backlog import Backlog, Batch
+from .backlog import Batch
 from .failover import Answer, Standing
 from .view import View
 
@@ -64,12 +68,14 @@ VIEW = b"V"
 BEGIN = b"SB"
 ITEMS = b"SI"
 END = b"SE"
+CONTINUE = b"C"
+HANDOVER = b"H"
 ECHO = b"O"
 ACK = b"A"
 PROBE = b"P"
 
-PROTOCOL_VERSION = b"1"
-"""Nodes that name another one are refused: there is one version so far."""
+PROTOCOL_VERSION = b"2"
+"""Nodes that name another one are refused."""
 
 _HEADER = struct.Struct(">QQQQQQI")
 _ENTRIES_FRAME = b"*3\r\n$1\r\nE\r\n$%d\r\n%%b\r\n$%%d\r\n%%b\r\n" % _HEADER.size
@@ -121,6 +127,7 @@ def encode_answer(answer: Answer) -> bytes:
             view.primary,
             ",".join(view.members),
             int(answer.has_backup),
+            answer.reigns_since,
         )
     )
 
@@ -129,16 +136,18 @@ def decode_answer(answer: Any) -> Answer:
     """Read it back. Raises ValueError."""
     if (
         not isinstance(answer, list)
-        or len(answer) != 8
+        or len(answer) != 9
         or not all(isinstance(field, bytes) for field in answer)
         or answer[0] != PROTOCOL_VERSION
     ):
         raise ValueError(f"not a Holdfast node of this version: {answer!r}")
-    incarnation, standing, accepted, epoch, primary, members, has_backup = (
+    incarnation, standing, accepted, epoch, primary, members, has_backup, since = (
         field.decode() for field in answer[1:]
     )
     view = View(int(epoch), primary, tuple(filter(None, members.split(","))))
-    return Answer(incarnation, Standing(standing), accepted == "1", view, has_backup == "1")
+    return Answer(
+        incarnation, Standing(standing), accepted == "1", view, has_backup == "1", int(since)
+    )
 
 
 class Sent(NamedTuple):
@@ -150,44 +159,19 @@ class Sent(NamedTuple):
 
 
 class Outbound:
-    """The primary's end of the stream to one backup: backlog, frames and acks.
+    """The primary's end of the stream to one backup: its place in the backlog, frames and acks.
 
     It lives as long as one attached backup. ``frame`` goes on from where the last one stood.
     """
 
-    __slots__ = (
-        "acked_frame",
-        "acked_offset",
-        "backlog",
-        "backlog_position",
-        "checksum",
-        "frame",
-        "unacked",
-    )
+    __slots__ = ("acked_frame", "acked_offset", "backlog_position", "frame", "unacked")
 
-    def __init__(self, frame: int, offset: int) -> None:
+    def __init__(self, frame: int, offset: int, backlog_position: int) -> None:
         self.frame = frame  # number of the last frame sent
         self.acked_frame = frame
         self.acked_offset = offset
-        self.checksum = 0
-        self.backlog = Backlog(limits.BACKLOG_BYTES_MAX)
-        self.backlog_position = 0  # next batch to be sent
+        self.backlog_position = backlog_position  # of the next batch to be sent
         self.unacked: deque[Sent] = deque()
-
-    def seal(
-        self,
-        first_offset: int,
-        last_offset: int,
-        epoch: int,
-        time_ms: int,
-        kinds: bytes,
-        fields: list[bytes],
-        answers: list[int],
-    ) -> Batch:
-        """The entries of a turn as a batch."""
-        payload = pack((kinds, *fields))
-        self.checksum = chain(self.checksum, epoch, time_ms, payload, answers)
-        return Batch(first_offset, last_offset, epoch, time_ms, self.checksum, payload)
 
     def sending(self, offset: int, now_ms: int) -> int:
         """The number for a frame that goes out now and covers everything up to ``offset``."""

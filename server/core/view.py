@@ -1,15 +1,16 @@
 """The view: which node is primary, which are members, in which epoch (I3).
 
 A view changes only by compare-and-set from epoch e to e+1 on a *view register*, and a new primary
-must have been a member before. The register's interface is the whole of what the rest of the
-server knows about it. Under ``fail-stop`` there is no register outside: the only other party is
-asked itself, and ``failover.py`` says what its answer, or its silence, means.
+must have been a member before. A register answers two questions: ``get``, and ``cas``, which
+changes the view if its epoch is one below that of the new one. Under ``fail-stop`` there is no
+register outside: the only other party is asked itself, and ``failover.py`` says what its answer, or
+its silence, means.
 """
 
 from __future__ import annotations
 
 from enum import Enum
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 
 class View(NamedTuple):
@@ -19,6 +20,12 @@ class View(NamedTuple):
     epoch: int
     primary: str
     members: tuple[str, ...]
+
+    @property
+    def is_vacant(self) -> bool:
+        """Whether an operator has said that there is no history, or that the last one is lost: an
+        empty node may begin one."""
+        return self.epoch > 0 and not self.primary
 
     def alone(self, node: str) -> View:
         """The next view, with ``node`` as its only member."""
@@ -30,7 +37,8 @@ class View(NamedTuple):
 
 
 NO_VIEW = View(0, "", ())
-"""What a node knows that has never heard of a history."""
+"""What a node knows that has never heard of a history, and what a register holds that has never
+been initialised."""
 
 
 class Cas(Enum):
@@ -38,18 +46,4 @@ class Cas(Enum):
 
     WON = "won"
     LOST = "lost"  # another view stands: it is the second value of the result
-    UNDECIDED = "undecided"  # nothing is known yet: ask again
-
-
-class ViewRegister(Protocol):
-    """Where the view is kept. Never in the path of a request."""
-
-    reason: str
-    """Why the last compare-and-set ended as it did, for the log."""
-
-    def get(self) -> View:
-        """The view as far as the register knows."""
-
-    def cas(self, view: View) -> tuple[Cas, View]:
-        """Change the view to ``view`` if its epoch is one above the register's. May wait for the
-        network: whoever calls it looks again at epoch and role afterwards."""
+    UNDECIDED = "undecided"  # it may have happened, now or later: ask again

@@ -189,6 +189,10 @@ class WaitQueue:
             waiter.gone_at_ms = now_ms
             self._schedule(waiter)
 
+    def tickets(self) -> list[Ticket]:
+        """All connections that wait, in no order that means anything."""
+        return list(self._by_ticket)
+
     def take_first(self, name: bytes) -> Waiter | None:
         """Take the first in line for ``name`` who is still there (W1, W2)."""
         line = self.lines.get(name)

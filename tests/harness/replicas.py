@@ -2,7 +2,7 @@
 
 A ``SimNode`` has a ``Replica``, a clock that the test moves, and what its clients were told. A
 ``Pair`` joins two of them by a wire whose every byte the test may hold up, split or lose. The
-names follow ``server/pairing.py`` and ``server/node.py``: these files are what is imitated here.
+names follow ``server/core/pairing.py`` and ``server/node.py``: they are what is imitated here.
 """
 
 from __future__ import annotations
@@ -13,25 +13,19 @@ from typing import Any
 import hiredis
 
 from holdfast.resp import encoder
+from holdfast.resp.replies import fields_of
 from holdfast.server.core import snapshot, stream
+from holdfast.server.core.backlog import Point
 from holdfast.server.core.executor import Executor
 from holdfast.server.core.replica import Phase, Replica, Replies, Role
 from holdfast.server.core.reply_cache import Refused
 from holdfast.server.core.snapshot import digest
 from holdfast.server.core.state import UNDO, UNLOCK, UNLOCK_GRANT
 
+__all__ = ["WALL_CLOCK_US", "Pair", "SimNode", "Wire", "fields_of", "messages_of", "pack"]
+
 WALL_CLOCK_US = 1_000_000
-_AT_ONCE = (Refused.TRY_AGAIN, Refused.NO_REPLICAS)
-
-
-def fields_of(payload: bytes) -> list[bytes]:
-    """The byte strings of a payload, as the backup reads them."""
-    reader = hiredis.Reader()
-    reader.feed(payload)
-    fields = reader.gets()
-    if not isinstance(fields, list):
-        raise ValueError("a payload is not an array")
-    return fields
+_AT_ONCE = (Refused.TRY_AGAIN, Refused.NO_REPLICAS, Refused.QUARANTINE)
 
 
 def messages_of(data: bytes) -> list[Any]:
@@ -54,6 +48,8 @@ class SimNode:
     def __init__(self, name: str, *, now_ms: int = 1_000, min_backups: int = 0) -> None:
         self.name = name
         self.replica = Replica(name, min_backups, lambda: self.now_ms)
+        self.replica.keeps_backlog = True  # it knows of a peer
+        self.joins_as = name  # the incarnation under which it has asked to join
         self.now_ms = now_ms
         self.said: list[tuple[str, str]] = []
         self.closed: list[str] = []  # clients whose connections were closed without a word
@@ -170,7 +166,7 @@ class SimNode:
                     replica.snapshot_sent()
             data += replica.end_turn(self.room_bytes)
         elif replica.synced:
-            data = replica.ack()
+            data = replica.follower.ack()
         self.begin_turn()
         return data
 
@@ -199,11 +195,11 @@ class SimNode:
 
     # -- roles -----------------------------------------------------------------------------------
 
-    def begin_history(self) -> None:
-        self.replica.begin_history("the history", WALL_CLOCK_US)
+    def begin_history(self, quarantine_ms: int = 0) -> None:
+        self.replica.begin_history("the history", WALL_CLOCK_US, 0, quarantine_ms)
 
-    def attach(self, incarnation: str) -> None:
-        self.cut = self.replica.attach(incarnation)
+    def attach(self, incarnation: str, at: Point | None = None) -> None:
+        self.cut = self.replica.attach(incarnation, at)
 
     def drop_joining_backup(self) -> None:
         self.close_cut()
@@ -214,7 +210,8 @@ class SimNode:
         self.release(self.replica.go_alone(self.replica.view.alone(self.replica.incarnation)))
 
     def promote(self) -> None:
-        self.replica.promote(self.replica.view.alone(self.replica.incarnation), WALL_CLOCK_US)
+        view = self.replica.view
+        self.replica.promote(view.alone(self.replica.incarnation), view, WALL_CLOCK_US)
 
     def stand_down(self, incarnation: str) -> None:
         self.close_cut()
@@ -240,29 +237,37 @@ class SimNode:
         self.release(replica.on_ack(epoch, frame, offset))
         proposal = replica.proposal()
         if proposal is not None:
+            replica.propose()
             replica.admit(proposal, may_promote_itself=True)
 
     def _on_primary_message(self, message: list[bytes]) -> None:
-        replica = self.replica
-        match message[0]:
+        replica, follower = self.replica, self.replica.follower
+        kind, *fields = message
+        match kind:
             case stream.ENTRIES:
-                payload = message[2]
-                replica.on_entries(message[1], payload, fields_of(payload), self.now_ms)
+                follower.on_entries(fields[0], fields[1], fields_of(fields[1]), self.now_ms)
             case stream.BEAT:
-                epoch, frame, offset = map(int, message[1:])
-                replica.on_beat(epoch, frame, offset)
+                epoch, frame, offset = map(int, fields)
+                follower.on_beat(epoch, frame, offset)
             case stream.VIEW:
-                replica.on_view(
-                    int(message[1]), int(message[2]), message[3].decode(), message[4].decode(),
-                    message[5] == b"1",
-                )  # fmt: skip
+                primary, members = fields[2].decode(), fields[3].decode()
+                auto = fields[4] == b"1"
+                follower.on_view(int(fields[0]), int(fields[1]), primary, members, auto)
             case stream.BEGIN:
-                header = snapshot.Header(message[3].decode(), *map(int, message[4:]))
-                replica.load(int(message[1]), message[2].decode(), header)
+                header = snapshot.Header(fields[3].decode(), *map(int, fields[4:]))
+                epoch, checksum = int(fields[0]), int(fields[2])
+                follower.load(epoch, fields[1].decode(), header, self.joins_as, checksum)
             case stream.ITEMS:
-                replica.load_items(fields_of(message[1]))
+                follower.load_items(fields_of(fields[0]))
             case stream.END:
-                replica.load_end(int(message[1]), int(message[2]), int(message[3]), self.now_ms)
+                epoch, frame, time_ms = map(int, fields)
+                follower.load_end(epoch, frame, time_ms, self.now_ms)
+            case stream.CONTINUE:
+                epoch, frame, time_ms = int(fields[0]), int(fields[1]), int(fields[3])
+                primary = fields[2].decode()
+                follower.on_continue(epoch, frame, primary, time_ms, self.now_ms, self.joins_as)
+            case stream.HANDOVER:
+                follower.on_handover(int(fields[0]), int(fields[1]))
             case stream.ECHO:
                 replica.stalled = False
             case other:
@@ -292,18 +297,20 @@ class Wire:
 class Pair:
     """A primary, and a node that may be linked to it."""
 
-    def __init__(self, *, min_backups: int = 0) -> None:
+    def __init__(self, *, min_backups: int = 0, quarantine_ms: int = 0) -> None:
         self.primary = SimNode("P", min_backups=min_backups)
         self.backup = SimNode("B", now_ms=70_000)  # each machine counts from its own start
-        self.primary.begin_history()
+        self.primary.begin_history(quarantine_ms)
         self.to_backup = Wire()
         self.to_primary = Wire()
 
-    def link(self) -> None:
-        """The backup dials and asks to join."""
+    def link(self, incarnation: str = "") -> None:
+        """The backup dials and asks to join, as ``incarnation``, and says where it stands."""
+        replica = self.backup.replica
         self.to_backup, self.to_primary = Wire(), Wire()
         self.turn()
-        self.primary.attach(self.backup.replica.incarnation)
+        self.backup.joins_as = incarnation or replica.incarnation
+        self.primary.attach(self.backup.joins_as, replica.point if replica.synced else None)
         self.to_backup.lying += self.primary.replica.end_turn(0)
 
     def turn(self) -> None:
@@ -339,9 +346,9 @@ class Pair:
                     return
         raise AssertionError("it never settles")
 
-    def join(self) -> None:
+    def join(self, incarnation: str = "") -> None:
         """Link, and go on until the backup is a member."""
-        self.link()
+        self.link(incarnation)
         self.settle()
         assert self.primary.replica.phase is Phase.MEMBER, self.primary.replica.phase
         assert self.backup.replica.is_member
@@ -356,5 +363,6 @@ class Pair:
             self.primary.drop_joining_backup()
 
     def assert_agreed(self) -> None:
-        """The same state on both (I5)."""
+        """The same state on both (I5), and the same count of how it came about."""
         assert digest(self.backup.replica.state) == digest(self.primary.replica.state)
+        assert self.backup.replica.point == self.primary.replica.point
