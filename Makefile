@@ -12,6 +12,7 @@ PORT =
 BACKUP_PORT =
 ARGS =
 ROUNDS = 1000
+SEEDS = 200000
 PYTHON = python3
 
 VENV := .venv
@@ -41,9 +42,10 @@ run: $(VENV)/installed-run  ## start a primary (PORT=6379) and a backup (BACKUP_
 test: $(VENV)/installed-test  ## run the whole test suite (ARGS='-k clerk' goes to pytest)
 	@exec $(BIN)/pytest $(ARGS)
 
-soak: $(VENV)/installed-test  ## the tests with a random part, many more rounds (ROUNDS=1000)
-	@HOLDFAST_TEST_ROUNDS=$(ROUNDS) exec $(BIN)/pytest tests/test_live_lab.py \
-		tests/test_live_crash.py $(ARGS)
+soak: $(VENV)/installed-test  ## the random tests, for hours (SEEDS=200000 ROUNDS=1000)
+	@HOLDFAST_TEST_ROUNDS=$(ROUNDS) HOLDFAST_TEST_SEEDS=$(SEEDS) HOLDFAST_TEST_SEEDS_S=1e9 \
+		exec $(BIN)/pytest tests/test_simulator.py tests/test_live_lab.py \
+		tests/test_live_crash.py tests/test_live_rejoin.py $(ARGS)
 
 model: $(VENV)/installed-run  ## check the protocol's model exhaustively (Debian: spin, gcc)
 	@exec $(BIN)/python tests/model/check.py $(ARGS)

@@ -1,0 +1,475 @@
+"""Deliberate bugs, each of which the simulator has to catch: else it does not test what it claims.
+
+Each is put in from here, by replacing a method while it is tried; the product has no switches. Most
+sit in the core or the client's logic. A few that the core cannot have, since they are the shell's
+part (which replies may leave at once, what identity a process starts under), sit in the simulated
+shell.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+from holdfast.compat import attempts, leases
+from holdfast.server.core import inquiry, snapshot
+from holdfast.server.core.executor import Executor
+from holdfast.server.core.failover import Answer, NoAnswer, Standing, Step, Verdict
+from holdfast.server.core.feed import Feed
+from holdfast.server.core.inquiry import Inquiry
+from holdfast.server.core.lock_table import LockTable
+from holdfast.server.core.pairing import Pairing
+from holdfast.server.core.replica import Phase, Replica, Role
+from holdfast.server.core.reply_cache import ReplyCache
+from holdfast.server.core.state import LOCK, State
+from holdfast.server.core.view import Cas
+from holdfast.server.core.wait_queue import Line, WaitQueue
+
+from .node import Process
+from .options import BOTH, ETCD, FAIL_STOP, STOPPED, Options, draw
+from .run import run_seed
+
+SEEDS_MAX = 400
+
+Wrap = Callable[[Any], Any]
+"""From what there is to what replaces it."""
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """A bug, and the kind of runs in which it can show."""
+
+    name: str
+    patches: tuple[tuple[Any, str, Wrap], ...]
+    options: dict[str, Any]
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """While it is there."""
+        before = []
+        try:
+            for owner, attribute, wrap in self.patches:
+                original = getattr(owner, attribute)
+                before.append((owner, attribute, owner.__dict__[attribute]))
+                setattr(owner, attribute, wrap(original))
+            yield
+        finally:
+            for owner, attribute, original in reversed(before):
+                setattr(owner, attribute, original)
+
+    def options_of(self, seed: int) -> Options:
+        """Those of the seed, but for what the mutant needs."""
+        return replace(draw(seed), **self.options)
+
+
+MUTANTS: dict[str, Mutant] = {}
+
+
+def _mutant(name: str, *patches: tuple[Any, str, Wrap], **options: Any) -> None:
+    MUTANTS[name] = Mutant(name, patches, options)
+
+
+# -- replies and acknowledgements ----------------------------------------------------------------
+
+
+def _frame_too_low(original: Any) -> Any:
+    def hold_back(self: Replica, replies: Any, size_bytes: int) -> None:
+        original(self, replies, size_bytes)
+        frame, *rest = self.held_back.pop()
+        self.held_back.append((frame - 1, *rest))
+
+    return hold_back
+
+
+def _any_epoch(original: Any) -> Any:
+    return lambda self, _, frame, offset: original(self, self.view.epoch, frame, offset)
+
+
+def _at_once(may: Callable[[Any], bool]) -> Wrap:
+    def wrap(original: Any) -> Any:
+        def say(self: Process, said: Any, *, at_once: bool) -> None:
+            original(self, said, at_once=at_once or may(said[1]))
+
+        return say
+
+    return wrap
+
+
+def _release_abandoned(original: Any) -> Any:
+    def stand_down(self: Pairing, why: str) -> None:
+        self.outside.drop = lambda replies, _: self.outside.release(replies)
+        try:
+            original(self, why)
+        finally:
+            del self.outside.drop
+
+    return stand_down
+
+
+_mutant("replies wait for one frame too few", (Replica, "hold_back", _frame_too_low))
+_mutant("acks of any epoch count", (Replica, "on_ack", _any_epoch))
+_mutant(
+    "refusals leave before the ack",
+    (Process, "say", _at_once(lambda reply: reply.command == "lock" and reply.answer == 0)),
+)
+_mutant(
+    "reads leave before the ack",
+    (Process, "say", _at_once(lambda reply: reply.command in ("read", "verify"))),
+)
+_mutant("repeats leave before the ack", (Process, "say", _at_once(lambda reply: reply.repeat)))
+_mutant("a deposed primary answers what it held back", (Pairing, "stand_down", _release_abandoned))
+
+
+# -- views ---------------------------------------------------------------------------------------
+
+
+def _without_register(role: Role) -> Wrap:
+    def wrap(original: Any) -> Any:
+        def propose_self(self: Inquiry) -> None:
+            replica = self._replica
+            if replica.role is role:
+                after = self._last_view() if role is Role.BACKUP else replica.view
+                self._bypass(after.alone(replica.incarnation), after)
+            else:
+                original(self)
+
+        return propose_self
+
+    return wrap
+
+
+def _unanswered_has_won(original: Any) -> Any:
+    def on_view(self: Inquiry, result: Any, view: Any) -> None:
+        replica = self._replica
+        if result is Cas.UNDECIDED and replica.role is Role.PRIMARY and replica.blocked:
+            self._register_is_busy = False
+            self._bypass(replica.view.alone(replica.incarnation), replica.view)
+        else:
+            original(self, result, view)
+
+    return on_view
+
+
+def _unanswered_has_lost(original: Any) -> Any:
+    def on_view(self: Inquiry, result: Any, view: Any) -> None:
+        replica = self._replica
+        if result is Cas.UNDECIDED and replica.phase is Phase.PROPOSED and self._admission:
+            self._admission = None
+            replica.phase = Phase.REQUIRED
+            self._pairing.lose_link("its admission has failed")
+        original(self, result, view)
+
+    return on_view
+
+
+def _proposed_is_dropped(original: Any) -> Any:
+    def on_lost(self: Feed, why: str) -> None:
+        if self._replica.phase is Phase.PROPOSED:
+            self._replica.phase = Phase.REQUIRED
+            self._pairing.inquiry._admission = None
+        original(self, why)
+
+    return on_lost
+
+
+def _proposed_too_early(original: Any) -> Any:
+    def proposal(self: Replica) -> Any:
+        if self.phase in (Phase.CATCHING_UP, Phase.REQUIRED) and self.outbound is not None:
+            return self.view.joined_by(self.backup)
+        return None
+
+    return proposal
+
+
+def _own_view_only(original: Any) -> Any:
+    return lambda self: self._replica.view
+
+
+def _silence_is_death(original: Any) -> Any:
+    def judge(outcome: Any, **facts: Any) -> Any:
+        if outcome is NoAnswer.SILENT:
+            return Verdict.BYPASS, "it is silent"
+        return original(outcome, **facts)
+
+    return judge
+
+
+def _serving_is_no_answer(original: Any) -> Any:
+    def judge(outcome: Any, **facts: Any) -> Any:
+        if isinstance(outcome, Answer) and outcome.standing is Standing.SERVING:
+            return Verdict.BYPASS, "it serves, but the link is lost"
+        return original(outcome, **facts)
+
+    return judge
+
+
+def _claims_alone(original: Any) -> Any:
+    def begin_or_wait(self: Inquiry, outcome: Any) -> Any:
+        if isinstance(outcome, NoAnswer):
+            return Step.BEGIN, "nobody is there"
+        return original(self, outcome)
+
+    return begin_or_wait
+
+
+def _same_after_restart(original: Any) -> Any:
+    return lambda self: f"node{self.host.name}"
+
+
+_mutant(
+    "a primary goes on alone without the register",
+    (Inquiry, "_propose_self", _without_register(Role.PRIMARY)),
+    register=ETCD,
+)
+_mutant(
+    "a backup is promoted without the register",
+    (Inquiry, "_propose_self", _without_register(Role.BACKUP)),
+    register=ETCD,
+)
+_mutant(
+    "a proposal without an answer counts as won",
+    (Inquiry, "on_view", _unanswered_has_won),
+    register=ETCD,
+)
+_mutant(
+    "an admission without an answer counts as lost",
+    (Inquiry, "on_view", _unanswered_has_lost),
+    register=ETCD,
+)
+_mutant(
+    "a backup lost behind its proposal is dropped",
+    (Feed, "on_lost", _proposed_is_dropped),
+    register=ETCD,
+)
+_mutant(
+    "a backup is proposed before it has everything",
+    (Replica, "proposal", _proposed_too_early),
+)
+_mutant(
+    "a silent peer is bypassed at once",
+    (inquiry, "judge", _silence_is_death),
+    register=FAIL_STOP,
+)
+_mutant(
+    "a backup takes over from a primary that answers",
+    (inquiry, "judge", _serving_is_no_answer),
+    register=FAIL_STOP,
+)
+_mutant(
+    "an empty node begins when nobody answers",
+    (Inquiry, "_begin_or_wait", _claims_alone),
+    register=FAIL_STOP,
+    fault_every_ms=600,
+)
+_mutant(
+    "a node does not notice that it stood still",
+    (Replica, "note_stall", lambda _: lambda self: None),
+    register=FAIL_STOP,
+    total_loss=STOPPED,
+)
+_mutant("a restarted node keeps its identity", (Process, "_first_incarnation", _same_after_restart))
+
+
+# -- at most once --------------------------------------------------------------------------------
+
+
+def _forget_refusals(original: Any) -> Any:
+    def remember(
+        self: ReplyCache, command: int, name: bytes, reqid: bytes, answer: int, now_ms: int
+    ) -> None:
+        if command != LOCK or answer:
+            original(self, command, name, reqid, answer, now_ms)
+
+    return remember
+
+
+def _locks_only(original: Any) -> Any:
+    def load(state: Any, fields: list[bytes]) -> int:
+        items = [fields[start : start + 7] for start in range(0, len(fields), 7)]
+        original(state, [field for item in items if item[0] == b"L" for field in item])
+        return len(items)
+
+    return load
+
+
+def _undo_only_grants(original: Any) -> Any:
+    return lambda self, name, undone: self.locks.release_grant_of(name, undone)
+
+
+_mutant(
+    "nothing is remembered",
+    (ReplyCache, "recall", lambda _: lambda self, command, name, reqid: None),
+    (ReplyCache, "remember", lambda _: lambda self, *record: None),
+)
+_mutant("refusals are not remembered", (ReplyCache, "remember", _forget_refusals))
+_mutant("a snapshot leaves out what was answered", (snapshot, "load", _locks_only))
+_mutant(
+    "an undo does not bind what it did not find",
+    (State, "_undo", _undo_only_grants),
+    late_copy_percent=60,
+    opaque_percent=100,
+    fault_every_ms=600,
+)
+
+
+# -- tokens, leases, waiters ---------------------------------------------------------------------
+
+
+def _no_skip(original: Any) -> Any:
+    return lambda self, wall_clock_us: self.offset + 1
+
+
+def _offsets_from_one(original: Any) -> Any:
+    def begin_history(self: Replica, history: str, _: int, *rest: int) -> None:
+        original(self, history, 1, *rest)
+
+    return begin_history
+
+
+def _no_quarantine(original: Any) -> Any:
+    def begin_history(
+        self: Replica, history: str, wall_us: int, after: int = 0, _: int = 0
+    ) -> None:
+        original(self, history, wall_us, after, 0)
+
+    return begin_history
+
+
+def _time_runs_ahead(original: Any) -> Any:
+    return lambda self, time_ms, now_ms: original(self, time_ms + 300, now_ms)
+
+
+def _renewed_here_only(original: Any) -> Any:
+    def renew(self: Executor, name: bytes, token: int, lease_ms: int) -> Any:
+        grant = self._replica.state.locks.held.get(name)
+        if grant is None or grant[0] != token or self._has_passed(grant):
+            return original(self, name, token, lease_ms)
+        return self._replica.state.locks.renew(name, token, self._lease_end_ms(lease_ms))
+
+    return renew
+
+
+def _any_token_renews(original: Any) -> Any:
+    def renew(self: Executor, name: bytes, token: int, lease_ms: int) -> Any:
+        grant = self._replica.state.locks.held.get(name)
+        return original(self, name, token if grant is None else grant[0], lease_ms)
+
+    return renew
+
+
+def _shortens(original: Any) -> Any:
+    def renew(self: Executor, name: bytes, token: int, lease_ms: int) -> Any:
+        held = self._replica.state.locks.held
+        grant = held.get(name)
+        if grant is not None and grant[0] == token and grant[4] > 0:
+            held[name] = (*grant[:4], min(grant[4], self._lease_end_ms(lease_ms)))
+        return original(self, name, token, lease_ms)
+
+    return renew
+
+
+def _last_come(original: Any) -> Any:
+    def take_first(self: WaitQueue, name: bytes) -> Any:
+        waiters = [waiter for waiter in self.line(name) if not waiter.gone_at_ms]
+        if waiters:
+            self.take(waiters[-1])
+            return waiters[-1]
+        return None
+
+    return take_first
+
+
+def _anybody_first(original: Any) -> Any:
+    return lambda self: next(iter(self.waiters.values()), None)
+
+
+_mutant("a promotion skips no tokens", (State, "next_epoch_offset", _no_skip))
+_mutant(
+    "a new history does not look at the wall clock",
+    (Replica, "begin_history", _offsets_from_one),
+    total_loss=BOTH,
+)
+_mutant(
+    "no quarantine after a total loss",
+    (Replica, "begin_history", _no_quarantine),
+    total_loss=BOTH,
+    think_ms=200,
+    locks=2,
+    fault_every_ms=10_000,
+)
+_mutant("a promoted node's time runs ahead", (Replica, "set_state_time", _time_runs_ahead))
+_mutant("renewals are not replicated", (Executor, "renew", _renewed_here_only))
+_mutant("any fencing token renews", (Executor, "renew", _any_token_renews))
+_mutant("a renewal may shorten a lease", (Executor, "renew", _shortens), think_ms=200)
+_mutant(
+    "any fencing token releases",
+    (LockTable, "release_grant", lambda _: lambda self, name, token: self.release(name)),
+)
+_mutant("last come, first served", (WaitQueue, "take_first", _last_come))
+_mutant("a waiter that hung up is granted", (Line, "first", _anybody_first))
+
+
+# -- the client ----------------------------------------------------------------------------------
+
+
+def _counts_from_answer(original: Any) -> Any:
+    def take(self: Any, finish: Any, now_us: int) -> bool:
+        must = original(self, finish, now_us)
+        if self.grant is not None:
+            self.grant = self.grant._replace(sent_us=now_us)
+            must = False
+        return bool(must)
+
+    return take
+
+
+_mutant(
+    "Clerk counts a lease from the answer",
+    (leases.Acquisition, "take", _counts_from_answer),
+)
+_mutant(
+    "Clerk trusts all of a lease",
+    (leases, "trusted_us", lambda _: lambda lease_ms: lease_ms * 1_050),
+    clock_ppm=10_000,
+)
+_mutant(
+    "Clerk forgets attempts that were lost",
+    (attempts.Call, "_remember_lost", lambda _: lambda self, error: None),
+)
+
+
+# -- the hunt ------------------------------------------------------------------------------------
+
+
+def hunt(name: str, seeds_max: int = SEEDS_MAX) -> tuple[int, str]:
+    """The first seed that catches a mutant, and how; -1 if none does."""
+    mutant = MUTANTS[name]
+    with mutant.applied():
+        for seed in range(seeds_max):
+            result = run_seed(mutant.options_of(seed))
+            if result.problems:
+                return seed, result.problems[0]
+    return -1, ""
+
+
+def _hunt_timed(name: str) -> tuple[str, int, str, float]:
+    begun_s = time.monotonic()
+    seed, how = hunt(name)
+    return name, seed, how, time.monotonic() - begun_s
+
+
+def hunt_all(only: str = "", workers: int = 2) -> int:
+    """Print the table of mutants; 1 if one survives."""
+    names = [name for name in MUTANTS if only in name]
+    survivors = 0
+    with multiprocessing.get_context("fork").Pool(workers, maxtasksperchild=1) as pool:
+        for name, seed, how, took_s in pool.imap(_hunt_timed, names):
+            caught = f"seed {seed}" if seed >= 0 else "SURVIVED"
+            survivors += seed < 0
+            first_line = how.partition("\n")[0][:90]
+            print(f"{name:50} {caught:9} {took_s:6.1f} s  {first_line}", flush=True)
+    return 1 if survivors else 0
