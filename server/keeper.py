@@ -56,10 +56,10 @@ class Keeper:
         if self._keeping_node is not None:
             return self._request_of_node(self._keeping_node, proposal)
         assert self._register is not None, "fail-stop has no register"
-        try:
-            return gevent.get_hub().threadpool.apply(_request, (self._register, proposal))
-        except RegisterError as error:
-            raise OSError(str(error)) from error
+        result = gevent.get_hub().threadpool.apply(_request, (self._register, proposal))
+        if isinstance(result, RegisterError):
+            raise OSError(str(result)) from result
+        return result
 
     def _request_of_node(self, address: Address, proposal: View | None) -> Result:
         words: tuple[str | int, ...] = ("VIEW",)
@@ -71,10 +71,16 @@ class Keeper:
             raise OSError(f"{address} gave no view: {error}") from error
 
 
-def _request(register: FileRegister | EtcdRegister, proposal: View | None) -> Result:
-    if proposal is None:
-        return None, register.get()
-    return register.cas(proposal)
+def _request(
+    register: FileRegister | EtcdRegister, proposal: View | None
+) -> Result | RegisterError:
+    """In a thread. An error is returned: one that is raised there is reported as nobody's."""
+    try:
+        if proposal is None:
+            return None, register.get()
+        return register.cas(proposal)
+    except RegisterError as error:
+        return error
 
 
 def encode(result: Cas | None, view: View) -> tuple[str | int, ...]:

@@ -6,6 +6,8 @@ with a connection per request and opaque request ids, with persistent connection
 ids, and with Clerk. `c1` and `c2` are clerks.
 
 HOLDFAST_TEST_ROUNDS=1000 repeats ConcurrentCounts so often; HOLDFAST_TEST_SEED=n uses that seed.
+What the original has no part of, a primary that stands still and comes back, and a view register
+that decides, is asked of ConcurrentCounts as well.
 """
 
 from __future__ import annotations
@@ -18,12 +20,17 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from harness.checkers import History, check_all, from_ops
+from harness.etcd import EtcdServer
 from harness.history import Recorder, explain
-from harness.lab import CLERKS, Lab, LabClerk, MakeClerk
-from harness.processes import Cluster, Zygote, wait_until
+from harness.lab import CLERKS, IMPATIENT_CLERKS, Lab, LabClerk, MakeClerk
+from harness.pairs import Register
+from harness.processes import FAIL_STOP, Cluster, ViewKind, Zygote, wait_until
 from harness.workers import Workers
 
 ROUNDS = int(os.environ.get("HOLDFAST_TEST_ROUNDS", "100"))
+FEW_ROUNDS = int(os.environ.get("HOLDFAST_TEST_ROUNDS", "6"))
+AT_ONCE = ("--backup-timeout-ms", "150", "--promotion-timeout-ms", "150")
 PHASE_S = 0.3
 SHORT_PHASE_S = 0.06
 
@@ -241,12 +248,83 @@ def test_concurrent_counts_passes_many_times_in_a_row(
     )
 
 
-def one_round(make_clerk: MakeClerk, clients: int, seed: int, folder: Path, zygote: Zygote) -> int:
-    """One pair, one failover; how many operations there were."""
+@pytest.fixture(scope="module")
+def etcd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EtcdServer]:
+    with EtcdServer(tmp_path_factory.mktemp("etcd")) as server:
+        yield server
+
+
+@pytest.mark.parametrize("clients", [2, 8])
+@pytest.mark.parametrize(
+    ("view", "fault"), [("fail-stop", "freeze"), ("etcd", "freeze"), ("etcd", "kill")]
+)
+def test_concurrent_counts_passes_with_a_register_and_with_a_primary_that_comes_back(
+    request: pytest.FixtureRequest,
+    clients: int,
+    view: str,
+    fault: str,
+    zygote: Zygote,
+    tmp_path: Path,
+    seed: int,
+    measured: list[str],
+) -> None:
+    """The same with etcd as register; and with a primary that stands still until it is deposed, and
+    then finds requests in its sockets that were answered elsewhere."""
+    started_s = time.monotonic()
+    server = request.getfixturevalue("etcd") if view == "etcd" else None
+    took_over: list[bool] = []
+
+    def round_of(number: int) -> int:
+        register = Register(view, f"/{tmp_path.name}-{number}", server)
+        if server is not None:
+            register.init()
+        kind = list(IMPATIENT_CLERKS)[number % len(IMPATIENT_CLERKS)]
+        try:
+            return one_round(
+                IMPATIENT_CLERKS[kind],
+                clients,
+                seed + number,
+                tmp_path / f"{number}",
+                zygote,
+                *AT_ONCE,
+                view=register.view_kind(),
+                fault=fault,
+                took_over=took_over,
+            )
+        except BaseException as error:
+            raise AssertionError(f"round {number}, {kind}, seed {seed + number}") from error
+
+    with ThreadPoolExecutor(2) as two:
+        operations = sum(two.map(round_of, range(FEW_ROUNDS)))
+    assert sum(took_over) > FEW_ROUNDS // 2, "a fault that changes nothing tests nothing"
+    measured.append(
+        f"ConcurrentCounts, {view}, {fault}, {clients} clients: {FEW_ROUNDS} times, "
+        f"{sum(took_over)} failovers, {operations} operations, {time.monotonic() - started_s:.1f} s"
+    )
+
+
+def one_round(
+    make_clerk: MakeClerk,
+    clients: int,
+    seed: int,
+    folder: Path,
+    zygote: Zygote,
+    *arguments: str,
+    view: ViewKind = FAIL_STOP,
+    fault: str = "kill",
+    took_over: list[bool] | None = None,
+) -> int:
+    """One pair, one failover; how many operations there were. `took_over` is told whether the
+    backup did."""
     cluster = Cluster(folder, zygote)
     try:
-        lab = Lab(cluster, make_clerk)
-        return concurrent_counts(lab, clients=clients, seed=seed, phase_s=SHORT_PHASE_S)
+        lab = Lab(cluster, make_clerk, *arguments, view=view)
+        count = concurrent_counts(
+            lab, clients=clients, seed=seed, phase_s=SHORT_PHASE_S, fault=fault
+        )
+        if took_over is not None:
+            took_over.append("PROMOTED" in lab.backup.log_text)
+        return count
     except BaseException:
         for node in cluster.nodes:
             print(node.log_tail())
@@ -255,10 +333,13 @@ def one_round(make_clerk: MakeClerk, clients: int, seed: int, folder: Path, zygo
         cluster.close()
 
 
-def concurrent_counts(lab: Lab, *, clients: int, seed: int, phase_s: float) -> int:
-    """`clients` clerks lock and unlock one lock at random; the primary is killed; they go on. What
-    is required of the counts is the original's; the history is checked as well, since counts
-    that agree may still hide two errors that cancel out."""
+def concurrent_counts(
+    lab: Lab, *, clients: int, seed: int, phase_s: float, fault: str = "kill"
+) -> int:
+    """`clients` clerks lock and unlock one lock at random; the primary is killed, or stands still
+    until the backup serves and comes back; they go on. What is required of the counts is the
+    original's; the history is checked as well, since counts that agree may still hide two errors
+    that cancel out."""
     history = Recorder()
     rng = random.Random(seed)
 
@@ -280,7 +361,10 @@ def concurrent_counts(lab: Lab, *, clients: int, seed: int, phase_s: float) -> i
     # On a busy machine the threads may need longer than a phase to begin.
     wait_until(history.has_succeeded, "a first success", lab.nodes)
     time.sleep(phase_s * (0.5 + rng.random()))
-    lab.kill_primary()
+    if fault == "kill":
+        lab.kill_primary()
+    else:
+        stand_still(lab, history, phase_s)
     killed_s = lab.killed_s
     wait_until(lambda: history.has_called_after(killed_s), "they go on", lab.nodes)
     time.sleep(phase_s)
@@ -293,5 +377,17 @@ def concurrent_counts(lab: Lab, *, clients: int, seed: int, phase_s: float) -> i
     assert unlocks <= locks <= unlocks + 1, (locks, unlocks)
     assert locked == (locks != unlocks), (locks, unlocks, locked)
     assert not (problem := explain(ops)), problem
+    assert not (problems := check_all(History(operations=from_ops(ops)))), "\n".join(problems)
     assert any(op.return_s < killed_s and op.result > 0 for op in ops), "none before the failure"
     return len(ops)
+
+
+def stand_still(lab: Lab, history: Recorder, phase_s: float) -> None:
+    """The primary is stopped, and goes on when the backup has answered somebody. (A backup that is
+    itself held up by the machine just then takes nothing over: half a second is enough.)"""
+    lab.freeze_primary()
+    until_s = time.monotonic() + 0.5
+    while time.monotonic() < until_s and not history.has_called_after(lab.killed_s):
+        time.sleep(0.005)
+    time.sleep(phase_s / 2)
+    lab.primary.thaw()

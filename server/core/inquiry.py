@@ -124,7 +124,7 @@ class Inquiry:
     def in_doubt(self) -> bool:
         """Whether the peer, whom this node needs to go on, is lost for now."""
         replica, link = self._replica, self._pairing.link
-        silent_ms = self._silence()[1]
+        silent_ms = self.silence()[1]
         if replica.role is Role.PRIMARY and replica.phase >= Phase.PROPOSED:
             return link is None or (self._suspected and silent_ms > 2 * self._settings.heartbeat_ms)
         if self.promotes_itself():
@@ -162,7 +162,7 @@ class Inquiry:
             and (self._settings.has_peer or self._pairing.backup_port > 0)
         )
 
-    def _silence(self) -> tuple[str, int, int]:
+    def silence(self) -> tuple[str, int, int]:
         """Which incarnation is suspected, for how long it has been silent, and its limit, ms."""
         replica, link, now_ms = self._replica, self._pairing.link, self._outside.boot_ms()
         lost_ms = self._pairing.link_lost_ms
@@ -181,7 +181,7 @@ class Inquiry:
     def _ask(self, purpose: str, *words: str | int, timeout_ms: int = ASK_TIMEOUT_MS) -> None:
         replica = self._replica
         proposes = words[0] == "PROPOSE"
-        suspect = self._silence()[0]
+        suspect = self.silence()[0]
         self._question = _Question(purpose, proposes, replica.view, suspect, replica.stalls)
         self._outside.ask(words, timeout_ms)
 
@@ -212,7 +212,7 @@ class Inquiry:
         if self._settings.has_register and self._taking_over:
             self._propose_self()
             return
-        _, silent_ms, timeout_ms = self._silence()
+        _, silent_ms, timeout_ms = self.silence()
         left_ms = max(timeout_ms - silent_ms, 2 * self._settings.heartbeat_ms)
         is_early = self._pairing.link is not None and silent_ms < timeout_ms and not self.insists
         if self._settings.has_register or is_early:
@@ -231,6 +231,8 @@ class Inquiry:
         if has_answered and replica.stalls == question.stalls and not pairing.switching:
             replica.stalled = False  # F4: that very incarnation has answered what we asked since
         verdict, self.reason = self._judge(question, outcome)
+        if verdict is Verdict.WAIT and pairing.switching:
+            self.reason += "; it was told to take over, and may have"
         if verdict is Verdict.YIELD and self._must_settle():
             self._cas(self._unsettled)
         elif verdict is Verdict.YIELD:
@@ -247,7 +249,7 @@ class Inquiry:
 
     def _judge(self, question: _Question, outcome: Answer | NoAnswer) -> tuple[Verdict, str]:
         replica, linked = self._replica, self._pairing.link is not None
-        suspect, silent_ms, timeout_ms = self._silence()
+        suspect, silent_ms, timeout_ms = self.silence()
         early = not question.proposes and silent_ms < timeout_ms and not self.insists
         if linked and early and isinstance(outcome, Answer):
             if outcome.view.epoch <= replica.view.epoch:
@@ -333,6 +335,8 @@ class Inquiry:
         higher = outcome.rank > own.rank
         if self._settings.has_register:
             higher = outcome.view.epoch > own.view.epoch
+            if not higher:
+                return  # it has not looked at the register yet
         self._pairing.say(
             f"the peer serves too, in epoch {outcome.view.epoch} (since {outcome.reigns_since}); "
             f"here it is {own.view.epoch} (since {own.reigns_since}): "
@@ -522,8 +526,10 @@ class Inquiry:
             known = max(known, self._replica.view.epoch)
         if view.epoch < known:
             self._pairing.say(
-                f"the view register has forgotten: it is in epoch {view.epoch}, this node has seen "
-                f"{known}; nothing is decided by it until an operator mends it ('holdfast view')"
+                f"the view register has forgotten: it is in epoch {view.epoch}, this node knows "
+                f"{known}; nothing is decided by it until an operator mends it: 'holdfast view "
+                "init --from HOST:PORT', of the node that serves",
+                "warning",
             )
             self._after_register_failed()
             return

@@ -126,6 +126,8 @@ class Pairing:
             self._probe_due = True
             self._watch_primary(link, now_ms - link.last_heard_ms)
         self.inquiry.tick(now_ms)
+        if self.mode != self._mode_said and self._mode_said:
+            self.changed(f"the peer was heard {self.inquiry.silence()[1]} ms ago")
 
     def _watch_primary(self, link: Link, silent_ms: int) -> None:
         timeout_ms = self.settings.promotion_timeout_ms
@@ -485,6 +487,10 @@ class Pairing:
         replica = self.replica
         if replica.role is Role.BACKUP and not self.link_is_up:
             return "blocked"
+        if replica.role is Role.PRIMARY and replica.phase >= Phase.PROPOSED:
+            _, silent_ms, timeout_ms = self.inquiry.silence()
+            if silent_ms > timeout_ms:
+                return "blocked"  # nothing has been acknowledged for as long: nothing is answered
         if replica.role is Role.EMPTY and self.was_deposed:
             return "deposed"
         return replica.mode
@@ -512,12 +518,12 @@ class Pairing:
         """``level``: info, warning or error."""
         self.outside.log(level, text)
 
-    def say(self, text: str) -> None:
+    def say(self, text: str, level: str = "info") -> None:
         """Log what may come up again and again, once in each mode: durations alone are no news."""
         news = _MILLISECONDS.sub("", text)
         if news not in self._said and len(self._said) < _SAID_MAX:
             self._said.add(news)
-            self.log("info", text)
+            self.log(level, text)
 
     def stop(self) -> None:
         """Stop watching, and close the link."""

@@ -220,7 +220,8 @@ class Replica:
         outbound = self.outbound
         is_new = outbound.on_ack(frame, offset)
         if self.phase >= Phase.REQUIRED:
-            self.offset_limit = outbound.acked_offset + _UNACKED_LIMIT
+            limit = outbound.acked_offset + _UNACKED_LIMIT
+            self.offset_limit = max(self.offset_limit, limit)
         if self.stalled and frame > self._stalled_at_frame:
             self.stalled = False
         if self.phase is Phase.SNAPSHOT:
@@ -368,7 +369,9 @@ class Replica:
         self.backlog.bytes_max = limits.BACKLOG_KEPT_BYTES_MAX
         self.phase = Phase.REQUIRED
         self.holding = True
-        self.offset_limit = outbound.acked_offset + _UNACKED_LIMIT
+        # (Not from the acked offset, which may lie before a promotion's skip: before this backup is
+        # a member it has acknowledged all that is here, and is not promoted.)
+        self.offset_limit = self.state.offset + _UNACKED_LIMIT
         self._required_frame = self._frame_message(stream.BEAT, self.state.offset)
 
     @property

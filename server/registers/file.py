@@ -153,7 +153,10 @@ class FileRegister:
         try:
             return decode(data)
         except Malformed as malformed:
-            raise DamagedRegister(f"{self._path} {malformed}") from None
+            raise DamagedRegister(
+                f"{self._path} {malformed}. Bring it back from a copy; if there is none and the other "
+                f"node serves: '{INIT} --force --from HOST:PORT'"
+            ) from None
 
     # -- writing ---------------------------------------------------------------------------------
 

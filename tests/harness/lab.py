@@ -18,7 +18,7 @@ from typing import Protocol
 
 from holdfast import Clerk
 
-from .processes import Cluster, Node
+from .processes import FAIL_STOP, Cluster, Node, ViewKind
 from .proxy import Proxy
 from .wire import Closed, ReplyError, Wire
 
@@ -50,12 +50,23 @@ class RawClerk:
     """The original's clerk: the primary, on any transport error the backup, same request id.
 
     `persistent` keeps a connection to each node; otherwise every request dials a new one.
-    `sessions` has request ids of the form @client:n, otherwise they are opaque.
+    `sessions` has request ids of the form @client:n, otherwise they are opaque. A node that has not
+    answered for `patience_s` is given up, and the other asked.
     """
 
-    def __init__(self, ports: tuple[int, ...], *, persistent: bool, sessions: bool) -> None:
+    def __init__(
+        self,
+        ports: tuple[int, ...],
+        *,
+        persistent: bool,
+        sessions: bool,
+        patience_s: float = DEADLINE_S,
+        connect: Callable[[int, float], Wire] = Wire,
+    ) -> None:
+        self._connect = connect
         self.ports = ports
         self.resent = 0
+        self._patience_s = patience_s
         self._persistent = persistent
         self._prefix = f"@{secrets.token_hex(6)}:" if sessions else f"lab-{secrets.token_hex(6)}-"
         self._numbers = itertools.count(1)
@@ -97,10 +108,10 @@ class RawClerk:
 
     def _ask(self, port: int, command: str, name: str, reqid: str) -> object:
         if not self._persistent:
-            with Wire(port, DEADLINE_S) as wire:
+            with self._connect(port, self._patience_s) as wire:
                 return wire.ask(command, name, reqid)
         if port not in self._wires:
-            self._wires[port] = Wire(port, DEADLINE_S)
+            self._wires[port] = self._connect(port, self._patience_s)
         return self._wires[port].ask(command, name, reqid)
 
     def _drop(self, port: int) -> None:
@@ -117,9 +128,11 @@ class RawClerk:
 class RealClerk:
     """Clerk under the names of the original's tests."""
 
-    def __init__(self, ports: tuple[int, ...]) -> None:
+    def __init__(self, ports: tuple[int, ...], read_timeout_ms: int = 5_000) -> None:
         urls = (f"redis://127.0.0.1:{port}" for port in ports)
-        self._clerk = Clerk(*urls, deadline_ms=int(DEADLINE_S * 1000), read_timeout_ms=5_000)
+        self._clerk = Clerk(
+            *urls, deadline_ms=int(DEADLINE_S * 1000), read_timeout_ms=read_timeout_ms
+        )
 
     def lock(self, name: str) -> bool:
         """acquire"""
@@ -144,18 +157,36 @@ CLERKS: dict[str, MakeClerk] = {
     "Clerk": RealClerk,
 }
 
+_PATIENCE_S = 0.2
+IMPATIENT_CLERKS: dict[str, MakeClerk] = {
+    "a connection per request": lambda ports: RawClerk(
+        ports, persistent=False, sessions=False, patience_s=_PATIENCE_S
+    ),
+    "persistent connections": lambda ports: RawClerk(
+        ports, persistent=True, sessions=True, patience_s=_PATIENCE_S
+    ),
+    "Clerk": lambda ports: RealClerk(ports, int(_PATIENCE_S * 1000)),
+}
+"""The same for a primary that stands still: they do not wait for it to go on."""
+
 
 class Lab:
     """A pair whose primary can go deaf, and clerks that know it by the proxy in front of it."""
 
-    def __init__(self, cluster: Cluster, make_clerk: MakeClerk) -> None:
-        self.primary, self.backup = cluster.pair()
+    def __init__(
+        self,
+        cluster: Cluster,
+        make_clerk: MakeClerk,
+        *arguments: str,
+        view: ViewKind = FAIL_STOP,
+    ) -> None:
+        self.primary, self.backup = cluster.pair(*arguments, view=view)
         self.proxy = Proxy(cluster.port(), self.primary.port)
         cluster.defer(self.proxy.close)
         self._ports = (self.proxy.port, self.backup.port)
         self._make_clerk = make_clerk
         self._died = threading.Event()
-        self.killed_s = 0.0  # when the primary was
+        self.killed_s = 0.0  # when the primary was, or began to stand still
         self._cluster = cluster
 
     @property
@@ -173,6 +204,11 @@ class Lab:
         """`kill -9`, and nobody listens there any more."""
         self.proxy.refuse_connections()
         self.killed_s = self.primary.kill()
+
+    def freeze_primary(self) -> None:
+        """SIGSTOP: its connections stay, and nothing comes of them."""
+        self.killed_s = time.monotonic()
+        self.primary.freeze()
 
     def kill_backup(self) -> None:
         """`kill -9`."""

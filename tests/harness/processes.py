@@ -17,16 +17,19 @@ import ctypes
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
+
+import hiredis
 
 from .ports import HOST, Port
-from .wire import Closed, Wire
+from .wire import Closed, ReplyError, Wire
 
 TIMEOUT_S = 20.0
 POLL_S = 0.005
@@ -61,6 +64,17 @@ def wait_until(
             logs = "\n".join(node.log_tail() for node in nodes)
             raise AssertionError(f"not within {timeout_s} s: {what}\n{logs}")
         time.sleep(poll_s)
+
+
+class ViewKind(NamedTuple):
+    """Where it is kept who is primary, as flags of the first primary and of the first backup."""
+
+    name: str
+    primary: tuple[str, ...] = ()
+    backup: tuple[str, ...] = ()
+
+
+FAIL_STOP = ViewKind("fail-stop")
 
 
 class Process(Protocol):
@@ -165,6 +179,15 @@ class Forked:
         return code
 
 
+class FarWire(Wire):
+    """A connection to a node that has an address of its own."""
+
+    def __init__(self, node: Node, timeout_s: float) -> None:
+        self.timeout_s = timeout_s
+        self.sock = socket.create_connection((node.host, node.port), timeout_s)
+        self._reader = hiredis.Reader(replyError=ReplyError)
+
+
 RUNS = 1_000
 """What the zygote says of a child that has not ended."""
 
@@ -172,8 +195,11 @@ RUNS = 1_000
 class Node:
     """One node: a port, a log, and a process that may come and go."""
 
-    def __init__(self, name: str, port: Port, log: Path, launcher: Launcher) -> None:
+    def __init__(
+        self, name: str, port: Port, log: Path, launcher: Launcher, host: str = HOST
+    ) -> None:
         self.name = name
+        self.host = host
         self.log = log
         self.arguments: list[str] = []
         self._port = port
@@ -188,7 +214,7 @@ class Node:
     @property
     def address(self) -> str:
         """HOST:PORT."""
-        return f"{HOST}:{self.port}"
+        return f"{self.host}:{self.port}"
 
     @property
     def url(self) -> str:
@@ -225,6 +251,11 @@ class Node:
         self._process.wait(TIMEOUT_S)
         return at_s
 
+    def restart(self) -> None:
+        """`kill -9`, and a new process at once."""
+        self.kill()
+        self.start()
+
     def terminate(self) -> int:
         """SIGTERM; the exit code."""
         assert self._process is not None
@@ -259,7 +290,7 @@ class Node:
 
     def wire(self, timeout_s: float = TIMEOUT_S) -> Wire:
         """A connection."""
-        return Wire(self.port, timeout_s)
+        return Wire(self.port, timeout_s) if self.host == HOST else FarWire(self, timeout_s)
 
     def ask(self, *words: str | bytes, timeout_s: float = TIMEOUT_S) -> object:
         """The reply to one request, on a connection of its own. Raises what `Wire` raises."""
@@ -273,10 +304,10 @@ class Node:
         except (OSError, Closed):
             return False
 
-    def info(self) -> dict[str, str]:
-        """`INFO replication`, empty if there is no answer."""
+    def info(self, section: str = "replication") -> dict[str, str]:
+        """`INFO section`, empty if there is no answer."""
         try:
-            text = self.ask("INFO", "replication", timeout_s=2.0)
+            text = self.ask("INFO", section, timeout_s=2.0)
         except (OSError, Closed):
             return {}
         assert isinstance(text, bytes)
@@ -285,7 +316,7 @@ class Node:
 
     @property
     def mode(self) -> str:
-        """loading, joining, paired, solo or blocked; empty if it does not answer."""
+        """recovery, joining, paired, solo, blocked or deposed; empty if it does not answer."""
         return self.info().get("holdfast_mode", "")
 
     @property
@@ -297,6 +328,12 @@ class Node:
     def epoch(self) -> int:
         """Of the view that it knows."""
         return int(self.info().get("holdfast_epoch", "0"))
+
+    @property
+    def resyncs(self) -> tuple[int, int]:
+        """How many full and partial ones this process has had part in, in either role."""
+        stats = self.info("stats")
+        return int(stats["sync_full"]), int(stats["sync_partial_ok"])
 
     @property
     def log_text(self) -> str:
@@ -352,14 +389,23 @@ class Cluster:
         self.nodes.append(node)
         return node
 
-    def pair(self, *arguments: str, wait: bool = True) -> tuple[Node, Node]:
+    def pair(
+        self, *arguments: str, wait: bool = True, view: ViewKind = FAIL_STOP
+    ) -> tuple[Node, Node]:
         """A primary and its backup, paired; `arguments` go to both."""
         primary, backup = self.node("P"), self.node("B")
-        primary.start("--backup", backup.address, *arguments)
-        backup.start("--replicaof", primary.address, *arguments)
+        primary.start("--backup", backup.address, *view.primary, *arguments)
+        if view.name == "etcd":
+            self.wait_begun(primary)
+        backup.start("--replicaof", primary.address, *view.backup, *arguments)
         if wait:
             self.wait_paired(primary, backup)
         return primary, backup
+
+    def wait_begun(self, primary: Node) -> None:
+        """Wait until it has claimed a vacant register, which a backup might do that hears nothing
+        of it for its time-out: on a busy machine a short one is over before a node is up."""
+        wait_until(lambda: primary.mode == "solo", f"{primary} begins", self.nodes)
 
     def wait_paired(self, primary: Node, backup: Node, timeout_s: float = TIMEOUT_S) -> None:
         """Wait until the one serves and the other may be promoted, and both know it."""

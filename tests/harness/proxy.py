@@ -6,14 +6,19 @@ hold      keep what comes, and deliver it later: a network that drops packets, a
 swallow   read and throw away: only for a flow that will never be used again
 delay     deliver later by so much
 reset     end the connection with RST
+cut       pass so many bytes more, and then reset: in the middle of a frame
+lose      end connections at random, a request or a reply going down with each
+trip      at the sight of some bytes do something, such as to kill who sent them
 
-To nodes and clients a proxy that refuses is a closed port: the dial is refused. One that holds new
-connections accepts them, and nothing comes of it.
+To nodes and clients a proxy that refuses is a closed port: the dial is refused. So it is while
+nobody listens behind it, which it finds out before it passes on that a connection has ended. One
+that holds new connections accepts them, and nothing comes of it.
 """
 
 from __future__ import annotations
 
 import contextlib
+import random
 import selectors
 import socket
 import struct
@@ -21,11 +26,14 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from typing import NamedTuple
 
 from .ports import HOST, Port
 
 _CHUNK_BYTES = 65536
 _RST = struct.pack("ii", 1, 0)
+
+_PROBE_S = 0.005  # how often a node that is gone is looked for
 
 TO_NODE, TO_CLIENT = 0, 1
 
@@ -36,6 +44,7 @@ class _Flow:
     def __init__(self, source: socket.socket, sink: socket.socket, direction: int) -> None:
         self.source, self.sink, self.direction = source, sink, direction
         self.chunks: deque[tuple[float, bytes]] = deque()  # (due, data)
+        self.passed_bytes = 0  # since the cut was armed
         self.ended = False  # the source has said all
         self.shut = False  # and the sink knows
 
@@ -50,6 +59,22 @@ class _Connection:
         self.closed = False
 
 
+class Trip(NamedTuple):
+    """Waits for `marker` in one direction."""
+
+    marker: bytes
+    direction: int
+    deliver: bool
+    on_sight: Callable[[], None]
+
+
+class Loss(NamedTuple):
+    """What share of requests, and of replies, is lost."""
+
+    rng: random.Random
+    shares: tuple[float, float]  # by direction
+
+
 class Proxy:
     """Listens on its own port and passes everything to `target_port`, until told otherwise."""
 
@@ -62,12 +87,20 @@ class Proxy:
         self._held = [False, False]
         self._delay_s = 0.0
         self._listener: socket.socket | None = None
+        self._refuses = False
+        self._node_is_gone = False
         self._deaf: tuple[bytes, float, Callable[[], None]] | None = None
+        self._trips: list[Trip] = []
+        self._cut: tuple[int, int] | None = None  # direction, bytes
+        self._loss: Loss | None = None
+        self.lost_count = 0  # connections that ended by `lose`
+        self.cut_count = 0
+        self.tap: Callable[[bytes], None] | None = None  # is shown what goes to the node
         self._closed = False
         self._wake_read, self._wake_write = socket.socketpair()
         self._wake_read.setblocking(False)
         self._selector.register(self._wake_read, selectors.EVENT_READ)
-        self.accept_connections()
+        self._listen_or_not()
         self._thread = threading.Thread(target=self._run, daemon=True, name="proxy")
         self._thread.start()
 
@@ -86,22 +119,15 @@ class Proxy:
     def refuse_connections(self) -> None:
         """Every dial from now on is refused; connections that exist go on."""
         with self._lock:
-            if self._listener is not None:
-                self._selector.unregister(self._listener)
-                self._listener.close()
-                self._listener = None
+            self._refuses = True
+            self._listen_or_not()
             self._wake()
 
     def accept_connections(self) -> None:
         """Listen (again)."""
         with self._lock:
-            if self._listener is None:
-                self._listener = socket.socket()
-                self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                self._listener.bind((HOST, self.port))
-                self._listener.listen(256)
-                self._listener.setblocking(False)
-                self._selector.register(self._listener, selectors.EVENT_READ)
+            self._refuses = False
+            self._listen_or_not()
             self._wake()
 
     def hold(self, *, to_node: bool = True, to_client: bool = True) -> None:
@@ -109,6 +135,10 @@ class Proxy:
         with self._lock:
             self._held = [to_node, to_client]
             self._wake()
+
+    def hold_more(self, *, to_node: bool = False, to_client: bool = False) -> None:
+        """The same, beside what is held already."""
+        self.hold(to_node=to_node or self._held[0], to_client=to_client or self._held[1])
 
     def hold_existing(self, *, to_node: bool = True, to_client: bool = True) -> None:
         """The same for the connections that there are; new ones work."""
@@ -124,6 +154,7 @@ class Proxy:
             for connection in self._connections:
                 connection.held = [False, False]
             self._delay_s = 0.0
+            self._loss = None
             self._wake()
 
     def delay(self, seconds: float) -> None:
@@ -137,11 +168,39 @@ class Proxy:
         with self._lock:
             connections = [each for each in self._connections if not each.closed]
             for connection in connections:
-                for sock in (connection.client, connection.node):
-                    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RST)
-                self._end(connection)
+                self._reset(connection)
             self._wake()
             return len(connections)
+
+    def cut_after(self, count: int, *, to_node: bool) -> None:
+        """The first connection that has passed `count` bytes from now on in this direction is
+        reset; so is what it would have passed beyond. Once."""
+        with self._lock:
+            self._cut = (TO_NODE if to_node else TO_CLIENT, count)
+            for connection in self._connections:
+                for flow in connection.flows:
+                    flow.passed_bytes = 0
+
+    def lose(self, rng: random.Random, *, requests: float = 0.0, replies: float = 0.0) -> None:
+        """Of what is read from a client, or from the node, this share is thrown away, and its
+        connection reset: a network that loses messages, for who has a connection per request."""
+        with self._lock:
+            self._loss = Loss(rng, (requests, replies))
+
+    def trip(
+        self,
+        marker: bytes,
+        on_sight: Callable[[], None],
+        *,
+        to_node: bool,
+        deliver: bool = False,
+    ) -> None:
+        """Call `on_sight` when `marker` is next seen in this direction: behind its delivery, or
+        instead of it. In the latter case nothing passes on that connection any more, until `heal`.
+        (What is looked at is what comes in one read, so a marker may be missed that is split.)"""
+        with self._lock:
+            direction = TO_NODE if to_node else TO_CLIENT
+            self._trips.append(Trip(marker, direction, deliver, on_sight))
 
     def go_deaf(self, marker: bytes, silence_s: float, on_swallowed: Callable[[], None]) -> None:
         """The next request with `marker` in it is passed on and its reply swallowed. New
@@ -189,6 +248,8 @@ class Proxy:
                     elif isinstance(key.data, _Connection) and not key.data.closed:
                         if mask & selectors.EVENT_READ:
                             self._read(key.data, key.fileobj, calls)
+                if self._node_is_gone:
+                    self._probe()
                 self._move()
             for call in calls:
                 call()
@@ -205,11 +266,38 @@ class Proxy:
         with self._lock:
             now_s = time.monotonic()
             due = [each.close_at_s for each in self._connections if each.close_at_s is not None]
+            due += [now_s + _PROBE_S] if self._node_is_gone else []
             for connection in self._connections:
                 for flow in connection.flows:
                     if flow.chunks and not self._is_held(connection, flow):
                         due.append(max(flow.chunks[0][0], now_s + 0.001))
             return max(0.0, min(due) - now_s) if due else None
+
+    def _listen_or_not(self) -> None:
+        wanted = not self._refuses and not self._node_is_gone
+        if wanted and self._listener is None:
+            self._listener = socket.socket()
+            self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            self._listener.bind((HOST, self.port))
+            self._listener.listen(256)
+            self._listener.setblocking(False)
+            self._selector.register(self._listener, selectors.EVENT_READ)
+        elif not wanted and self._listener is not None:
+            self._selector.unregister(self._listener)
+            self._listener.close()
+            self._listener = None
+
+    def _look_for_node(self) -> socket.socket | None:
+        """Dial it. While it is gone, nobody listens here either."""
+        try:
+            node = socket.create_connection((HOST, self._target_port), 5.0)
+        except OSError as error:
+            self._node_is_gone = isinstance(error, ConnectionRefusedError)
+            node = None
+        else:
+            self._node_is_gone = False
+        self._listen_or_not()
+        return node
 
     def _accept(self) -> None:
         assert self._listener is not None
@@ -217,9 +305,8 @@ class Proxy:
             client, _ = self._listener.accept()
         except OSError:
             return
-        try:
-            node = socket.create_connection((HOST, self._target_port), 5.0)
-        except OSError:
+        node = self._look_for_node()
+        if node is None:
             client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RST)
             client.close()
             return
@@ -252,12 +339,31 @@ class Proxy:
         if not data:
             flow.ended = True
             self._selector.unregister(flow.source)
+            if flow.direction is TO_CLIENT and not self._node_is_gone:
+                self._probe()
             return
         if self._deaf is not None and flow.direction is TO_NODE and not self._any_deaf():
             if self._deaf[0] in data:
                 connection.deaf = True
                 self.refuse_connections()
+        if self._loss is not None and self._loss.rng.random() < self._loss.shares[flow.direction]:
+            self.lost_count += 1
+            self._reset(connection)
+            return
         flow.chunks.append((time.monotonic() + self._delay_s, data))
+        if self.tap is not None and flow.direction is TO_NODE:
+            self.tap(data)
+        for trip in [each for each in self._trips if each.direction is flow.direction]:
+            if trip.marker in data:
+                self._trips.remove(trip)
+                if not trip.deliver:
+                    connection.held = [True, True]
+                calls.append(trip.on_sight)
+
+    def _probe(self) -> None:
+        node = self._look_for_node()
+        if node is not None:
+            node.close()
 
     def _any_deaf(self) -> bool:
         return any(connection.deaf for connection in self._connections)
@@ -286,7 +392,13 @@ class Proxy:
         try:
             while chunks and chunks[0][0] <= now_s:
                 due_s, data = chunks[0]
-                sent = flow.sink.send(data)
+                sent = flow.sink.send(data[: self._bytes_before_cut(flow)])
+                flow.passed_bytes += sent
+                if self._bytes_before_cut(flow) == 0:
+                    self._cut = None
+                    self.cut_count += 1
+                    self._reset(connection)
+                    return
                 if sent < len(data):
                     chunks[0] = (due_s, data[sent:])
                     return
@@ -301,6 +413,16 @@ class Proxy:
             if not connection.deaf:
                 # Nobody here uses half-closed connections: what one side ends is over.
                 self._end(connection)
+
+    def _bytes_before_cut(self, flow: _Flow) -> int | None:
+        if self._cut is None or self._cut[0] is not flow.direction:
+            return None
+        return max(0, self._cut[1] - flow.passed_bytes)
+
+    def _reset(self, connection: _Connection) -> None:
+        for sock in (connection.client, connection.node):
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RST)
+        self._end(connection)
 
     def _end(self, connection: _Connection) -> None:
         if connection.closed:
