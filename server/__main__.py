@@ -82,7 +82,8 @@ examples:
 Both nodes run on this machine, so the pair outlives the loss of either process, not of the
 machine. A node that dies is started again and joins the other; when neither has the locks any
 more the pair ends. Do not have it restarted by itself (Restart=always): it would begin with no
-locks at all. Stop it with Ctrl-C or SIGTERM.
+locks at all. Stop it with Ctrl-C or SIGTERM. (With --view backup or etcd its next start waits for
+'holdfast view init --force'.)
 """
 
 

@@ -66,6 +66,11 @@ class ByHand:
         pairing, replica, inquiry = self._pairing, self._replica, self._inquiry
         if not force and not replica.stalled:
             return f"ERR the backup is lost, and it is being decided: {inquiry.reason}"
+        if not force and pairing.switching:
+            return (
+                "ERR this primary has told its backup to take over, and does not know whether it "
+                "has; if it certainly has not, REPLICAOF NO ONE FORCE goes on without it"
+            )
         if not force:
             return (
                 "ERR this primary is blocked: the backup may have taken over while this node stood "
@@ -107,9 +112,8 @@ class ByHand:
         if outcome.incarnation == replica.incarnation:
             return "ERR that is this very node"
         serving = outcome.standing is Standing.SERVING
-        if replica.role is not Role.EMPTY and not (
-            serving and outcome.view.epoch > replica.view.epoch
-        ):
+        least = replica.view.epoch + (replica.role is Role.PRIMARY)
+        if replica.role is not Role.EMPTY and not (serving and outcome.view.epoch >= least):
             return (
                 f"ERR {address} is {outcome.standing.value} in epoch {outcome.view.epoch}, this "
                 f"node's is {replica.view.epoch}: only a serving node of a higher epoch is followed"

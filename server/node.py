@@ -91,7 +91,7 @@ class Node:
         self.wall_s = time.time()
         self.stopping = False
         self._next_turn: list[Connection] = []
-        self._held_up: list[Connection] = []  # by a FAILOVER
+        self._held_up: dict[Connection, int] = {}  # by a FAILOVER, since when
         self._accepted_count = 0  # in this turn
         self._late_input = LateInput(self.poller)
         self._answered: deque[tuple[Connection, bytes]] = deque()  # their waits are over
@@ -168,8 +168,10 @@ class Node:
             self._run_next_turn()
 
     def _end_turn(self) -> None:
-        if self.replica.role is Role.PRIMARY and not self.switching:
-            self._work_off()
+        if self.replica.role is Role.PRIMARY:
+            if not self.switching:
+                self._work_off()
+            self._note_answered()
         self._accepted_count = 0
         if self._answered:
             self._resume_answered()
@@ -210,17 +212,26 @@ class Node:
             self.peer.release(replies)
 
     def _work_off(self) -> None:
-        """Do what is due, and note whose wait is over."""
+        """Do what is due."""
         executor = self.replica.executor
         delay_ms = executor.work_off(self._input_is_read)
         self._late_input.end_turn()
+        if delay_ms is not None:
+            self._wake_in(delay_ms, clock.boot_ms())
+
+    def _note_answered(self) -> None:
+        """Whose wait was ended in this turn, by a request or because it was due."""
+        executor = self.replica.executor
         if executor.answered:
             answered, executor.answered = executor.answered, []
             for connections, answer in answered:
                 reply = encoder.integer(answer)
                 self._answered.extend((connection, reply) for connection in connections)
-        if delay_ms is not None:
-            self._wake_in(delay_ms, clock.boot_ms())
+
+    @property
+    def owes_answers(self) -> bool:
+        """Whether there are answers that have not been queued yet."""
+        return bool(self._answered or self.replica.executor.answered)
 
     def _input_is_read(self) -> bool:
         """Whether all has been looked at that had arrived when a late turn began (executor, X5)."""
@@ -306,6 +317,8 @@ class Node:
         now_ms = self.last_turn_ms
         self.pairing.tick()
         self._send_away_strangers(now_ms)
+        if self._held_up:
+            self._close_held_up(now_ms)
         if now_ms - self.walked_ms > limits.WALK_KEPT_MS:
             self.walk.forget()
         bytes_in, bytes_out = self.network_bytes()
@@ -316,6 +329,10 @@ class Node:
         replica = self.replica
         if replica.role is Role.PRIMARY:
             self.gate = None
+        elif replica.role is Role.BACKUP and self.pairing.has_handed_over:
+            self.gate = encoder.error(
+                f"READONLY this node has handed over, the primary is {self.peer.address}"
+            )
         elif replica.role is Role.BACKUP and replica.synced and self.pairing.link is None:
             self.gate = encoder.error(
                 f"READONLY this node is the backup, and its primary {self.peer.address} is "
@@ -332,7 +349,7 @@ class Node:
         self.switching = bool(self.pairing.switching)
         self.hot = table.hot_table() if self.gate is None and not self.switching else {}
         if self._held_up and not self.switching:
-            held_up, self._held_up = self._held_up, []
+            held_up, self._held_up = self._held_up, {}
             for connection in held_up:
                 connection.go_on()
 
@@ -342,11 +359,19 @@ class Node:
         if not self.switching:
             return False
         command = table.find(argv)
-        if command is None or not command.depends_on_state:
+        if command is None or not (command.depends_on_state or command.name == "wait"):
             return False
         connection.pause()
-        self._held_up.append(connection)
+        self._held_up[connection] = self.last_turn_ms
         return True
+
+    def _close_held_up(self, now_ms: int) -> None:
+        """Those who have waited for a FAILOVER to end for too long: they ask again, elsewhere."""
+        overdue_ms = now_ms - limits.BLOCKED_MAX_MS
+        for connection in [
+            each for each, since_ms in self._held_up.items() if since_ms < overdue_ms
+        ]:
+            connection.close("it was held up for too long")
 
     @property
     def now_ms(self) -> int:
@@ -397,6 +422,7 @@ class Node:
         """A connection has ended."""
         log.debug("client %s: %s", connection.address, why)
         self.connections.pop(connection.id, None)
+        self._held_up.pop(connection, None)
         self.stats.closed_bytes_in += connection.bytes_in
         self.stats.closed_bytes_out += connection.bytes_out
 

@@ -240,7 +240,8 @@ class _Supervisor:
         death = self._death
         if not death.reported:
             info = death.survivor.info()
-            if not self._is_settled(info) and now_ms() < death.report_by_ms:
+            waited_for = not self._is_settled(info) and not _keeps_register(dead)
+            if waited_for and now_ms() < death.report_by_ms:
                 return
             death.reported = True
             self._report_death(death, info)
@@ -377,3 +378,8 @@ def _is_whole(infos: Iterable[Mapping[str, str]]) -> bool:
 def _next_signal(timeout_ms: int) -> int | None:
     info = signal.sigtimedwait(_AWAITED_SIGNALS, timeout_ms / 1000)
     return info.si_signo if info is not None else None
+
+
+def _keeps_register(node: SupervisedNode) -> bool:
+    """Whether nothing can be decided before this node is back (``--view backup``)."""
+    return "--view-file" in node.command

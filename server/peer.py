@@ -26,6 +26,7 @@ from .core.replica import Phase, Replica
 from .core.view import NO_VIEW, Cas, View
 from .keeper import Keeper, encode
 from .link import Link, ask, dial, request_parser
+from .registers.url import EtcdUrl
 
 if TYPE_CHECKING:
     from .connection import Connection
@@ -56,6 +57,7 @@ class Peer:
         self.pairing = Pairing(self, replica, settings_of(node.config, self.address))
         self.spared: Connection | None = None  # whoever asked for what closes all clients
         self._timer: Any = None
+        self._backup_at = ("", 0)
 
     def reconfigured(self) -> None:
         """The node's configuration is another one: take what is derived from it."""
@@ -174,6 +176,7 @@ class Peer:
             joiner.close("it asked to join, and is gone")
             return None
         sock = joiner.detach("it is a replication link now")
+        self._backup_at = (host, port)
         self.follow(Address(host, port))
         link = self._new_link(sock, request_parser(), Address(host, port))
         self._spawn(self._learn_address, link, incarnation)
@@ -212,10 +215,22 @@ class Peer:
         assert self._node.gate is not None
         for connection in tickets:
             connection.resume(self._node.gate)
+        self._node.waits.turn_away(self._node.gate)
 
     def roles_changed(self) -> None:
         """Look again at what requests are answered (outside.py)."""
         self._node.role_changed()
+
+    def owes_answers(self) -> bool:
+        """Whether some of this node's answers are not even queued (outside.py)."""
+        return self._node.owes_answers
+
+    def is_from(self, joiner: Connection, port: int) -> bool:
+        """Whether the backup that we had was at that host and port (outside.py)."""
+        try:
+            return (joiner.sock.getpeername()[0], port) == self._backup_at
+        except OSError:
+            return False
 
     def another_turn(self) -> None:
         """Have the loop turn once more (outside.py)."""
@@ -262,9 +277,16 @@ def settings_of(config: Config, peer: Address | None) -> Settings:
         heartbeat_ms=heartbeat_ms(config),
         quarantine_ms=config.quarantine_ms,
         has_register=config.view != "fail-stop",
+        register_name=register_name(config.view),
     )
 
 
 def heartbeat_ms(config: Config) -> int:
     """How often a sign of life goes out."""
     return max(10, min(200, config.backup_timeout_ms // 10, config.promotion_timeout_ms // 10))
+
+
+def register_name(view: str) -> str:
+    """What the two nodes have to agree about: members of an etcd cluster may be listed in any
+    order."""
+    return view if not view.startswith("etcd://") else "etcd:" + EtcdUrl.parse(view).prefix

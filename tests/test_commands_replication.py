@@ -252,14 +252,17 @@ WHO = ("ab12", "cd34", "7000")
     [
         ("JOIN", "2", *WHO),  # as version 1 had it
         ("JOIN", "2", *WHO, "-", "0", "0"),
-        ("JOIN", "2", *WHO, "-", "0", "0", "0", "0"),
-        ("JOIN", "2", "ab 12", "cd34", "7000", "-", "0", "0", "0"),
-        ("JOIN", "2", "ab12", "", "7000", "-", "0", "0", "0"),
-        ("JOIN", "2", "ab12", "cd34", "0", "-", "0", "0", "0"),
-        ("JOIN", "2", "ab12", "cd34", "65536", "-", "0", "0", "0"),
-        ("JOIN", "2", *WHO, "-", "x", "0", "0"),
-        ("JOIN", "2", *WHO, "-", "-1", "0", "0"),
-        ("JOIN", "2", *WHO, "-", "0", "9" * 30, "0"),
+        ("JOIN", "2", *WHO, "-", "0", "0", "0", "fail-stop"),
+        ("JOIN", "2", "ab 12", "cd34", "7000", "-", "0", "0", "0", "fail-stop", "9"),
+        ("JOIN", "2", "ab12", "", "7000", "-", "0", "0", "0", "fail-stop", "9"),
+        ("JOIN", "2", "ab12", "cd34", "0", "-", "0", "0", "0", "fail-stop", "9"),
+        ("JOIN", "2", "ab12", "cd34", "65536", "-", "0", "0", "0", "fail-stop", "9"),
+        ("JOIN", "2", *WHO, "-", "x", "0", "0", "fail-stop", "9"),
+        ("JOIN", "2", *WHO, "-", "-1", "0", "0", "fail-stop", "9"),
+        ("JOIN", "2", *WHO, "-", "0", "9" * 30, "0", "fail-stop", "9"),
+        ("JOIN", "2", *WHO, "-", "0", "0", "0", "fail-stop", "soon"),
+        ("JOIN", "2", *WHO, "-", "0", "0", "0", "fail-stop", "9", "9"),
+        ("JOIN", "2", *WHO, "-", "0", "0", "0", "x" * 257, "9"),
         ("PROPOSE", "2", "ab12"),
         ("PROPOSE", "2", "ab12", "x"),
         ("ASK", "2", "now"),
@@ -273,6 +276,17 @@ def test_a_malformed_message_of_a_peer_is_refused(
     with pytest.raises(ReplyError, match="malformed PEER request"):
         node.ask("PEER", *words)
     assert node.mode == "solo"
+
+
+def test_a_node_that_keeps_the_view_elsewhere_is_told_so_and_not_attached(
+    forked_cluster: Cluster,
+) -> None:
+    node = alone(forked_cluster)
+    with node.wire() as wire:
+        with pytest.raises(ReplyError, match=r"^ERR the view is kept in file:/x there and in fail"):
+            wire.ask("PEER", "JOIN", "2", *WHO, "-", "0", "0", "0", "file:/x", "9")
+        assert wire.ask("PING") == b"PONG"
+    assert node.mode == "solo" and info_of(node, "stats")["sync_full"] == "0"
 
 
 @pytest.mark.parametrize("words", [("ASK", "1"), ("JOIN", "1", "ab12", "7000"), ("ASK", "3")])
@@ -292,7 +306,7 @@ def test_a_point_of_another_history_is_answered_with_a_snapshot(forked_cluster: 
     node = alone(forked_cluster)
     node.ask("LOCK", "a", "r1")
     with node.wire() as joiner:
-        joiner.send("PEER", "JOIN", "2", *WHO, "another", "1", "5", "7")
+        joiner.send("PEER", "JOIN", "2", *WHO, "another", "1", "5", "7", "fail-stop", "9")
         begin = joiner.read()
         assert isinstance(begin, list) and begin[0] == b"SB"
     wait_until(lambda: node.mode == "solo", "it is dropped", [node])

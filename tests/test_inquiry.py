@@ -484,6 +484,35 @@ def test_a_short_stall_is_none() -> None:
         assert world.replica.stalled
 
 
+def paired_with(which: str, primary_ms: int, backup_ms: int) -> Duo:
+    """A pair whose nodes were told different time-outs of that name."""
+    duo = Duo()
+    for world, timeout_ms in ((duo.primary, primary_ms), (duo.backup, backup_ms)):
+        changed: dict[str, Any] = {which: timeout_ms}
+        world.pairing.settings = world.pairing.settings._replace(**changed)
+    duo.begin()
+    duo.backup.pairing.start()
+    duo.join()
+    assert duo.primary.pairing.mode == duo.backup.pairing.mode == "paired"
+    return duo
+
+
+@pytest.mark.parametrize(
+    ("who", "which"), [("primary", "promotion_timeout_ms"), ("backup", "backup_timeout_ms")]
+)
+@pytest.mark.parametrize(("primary_ms", "backup_ms"), [(8_000, 800), (800, 8_000)])
+def test_of_two_time_outs_the_smaller_one_tells_what_a_stall_is(
+    who: str, which: str, primary_ms: int, backup_ms: int
+) -> None:
+    """Each tells the other one its own, in JOIN and in VIEW."""
+    duo = paired_with(which, primary_ms, backup_ms)
+    world: World = getattr(duo, who)
+    world.stand_still(int(800 * limits.STALL_SHARE))
+    assert not world.replica.stalled
+    world.stand_still(int(800 * limits.STALL_SHARE) + 1)
+    assert world.replica.stalled
+
+
 def test_a_backup_is_told_by_an_echo_that_it_may_be_promoted_again() -> None:
     duo = paired()
     duo.backup.tick()  # a probe from before the stall is under way
@@ -776,13 +805,28 @@ def test_a_backup_does_not_join_a_primary_of_a_lower_epoch_than_it_has_seen() ->
 # -- who asks to join -----------------------------------------------------------------------------
 
 
-def joiner(name: str, *, formerly: str = "", port: int = 7_066) -> Joiner:
-    return Joiner(ScriptedLink(World("J"), "J"), name, formerly or name, port, None)
+def joiner(
+    name: str,
+    *,
+    formerly: str = "",
+    port: int = 7_066,
+    host: str = "B",
+    register: str = "fail-stop",
+) -> Joiner:
+    link = ScriptedLink(World("J"), host)
+    return Joiner(link, name, formerly or name, port, None, register, PROMOTION_TIMEOUT_MS)
 
 
-def test_an_unknown_second_backup_is_refused_and_moves_nobody() -> None:
+@pytest.mark.parametrize(
+    "stranger", [joiner("C1", port=9_999), joiner("C1", host="C")], ids=["port", "host"]
+)
+def test_an_unknown_second_backup_is_refused_and_moves_nobody(stranger: Joiner) -> None:
     world = paired().primary
-    assert world.pairing.join_request(joiner("C1", port=9_999)).startswith("TRYAGAIN")
+    for _ in range(2):
+        assert world.pairing.join_request(stranger).startswith("TRYAGAIN")
+        assert not world.says("suspecting")
+        world.sleep(1_000)
+        world.lock("c")
     assert world.is_idle and world.pairing.mode == "paired" and world.pairing.link is not None
 
 
@@ -883,6 +927,23 @@ def test_what_a_node_says_when_it_joins() -> None:
     asks = joiner_of(words, link)
     assert (asks.incarnation, asks.formerly, asks.port) == ("B2", "B1", 7_066)
     assert asks.point == duo.backup.replica.point
+    assert (asks.register, asks.promotion_timeout_ms) == ("fail-stop", PROMOTION_TIMEOUT_MS)
+
+
+def test_one_that_keeps_the_view_elsewhere_is_refused_and_moves_nobody() -> None:
+    elsewhere = "file:/elsewhere"
+    for duo in (Duo(), paired()):
+        if duo.primary.pairing.link is None:
+            duo.begin()
+        before = duo.primary.pairing.mode
+        for formerly in ("", "B1"):
+            refused = duo.primary.pairing.join_request(
+                joiner("B9", formerly=formerly, register=elsewhere)
+            )
+            assert refused.startswith("ERR") and "give both nodes the same --view" in refused
+            assert elsewhere in refused and "fail-stop" in refused
+        duo.primary.pairing.end_turn()
+        assert duo.primary.pairing.mode == before and duo.primary.asked is None
 
 
 # -- an operator's word ---------------------------------------------------------------------------
@@ -926,6 +987,12 @@ def test_an_operators_word_does_not_override_silence_before_its_time() -> None:
 # -- the planned change of roles (FAILOVER) -------------------------------------------------------
 
 
+def acknowledged(duo: Duo) -> None:
+    """What P has written reaches B, and B's ack reaches P."""
+    duo.carry_to_backup()
+    duo.carry_to_primary()
+
+
 def switching(*, told: bool = True, **settings: Any) -> Duo:
     """P is handing over; ``told``: HANDOVER lies on the link."""
     duo = paired(**settings)
@@ -933,6 +1000,8 @@ def switching(*, told: bool = True, **settings: Any) -> Duo:
     if told:
         duo.carry()
     assert duo.primary.pairing.switch(0) == ""
+    if told:
+        acknowledged(duo)
     duo.primary.pairing.end_turn()
     state = "failover-in-progress" if told else "waiting-for-sync"
     assert duo.primary.pairing.switching == state
@@ -949,6 +1018,7 @@ def test_the_roles_change_and_the_old_primary_comes_back_with_its_state() -> Non
     duo.primary.answer(duo.backup.pairing.answer_proposal("P", 3))
     assert duo.primary.replica.role is Role.BACKUP and duo.primary.replica.synced
     assert duo.primary.pairing.switching == "" and duo.primary.clients_closed == 0
+    assert duo.primary.pairing.has_handed_over
     duo.primary, duo.backup = duo.backup, duo.primary
     duo.primary.pairing.end_turn()
     duo.seek()
@@ -957,6 +1027,7 @@ def test_the_roles_change_and_the_old_primary_comes_back_with_its_state() -> Non
     assert duo.primary.replica.view == View(4, "B1", ("B1", "P2"))
     assert duo.backup.pairing.partial_resyncs == 1 and duo.backup.replica.is_member
     assert duo.primary.replica.point == duo.backup.replica.point
+    assert not duo.backup.pairing.has_handed_over
 
 
 @pytest.mark.parametrize(
@@ -1005,12 +1076,52 @@ def test_a_handover_waits_until_all_is_acknowledged_and_every_reply_has_left() -
     assert duo.primary.pairing.join_request(joiner("B2")).startswith("TRYAGAIN")
     duo.primary.tick()
     assert duo.primary.pairing.switching == "waiting-for-sync"
-    duo.carry_to_backup()
-    duo.carry_to_primary()
+    acknowledged(duo)
     assert duo.primary.released == ["before"]
+    duo.primary.owes = True
+    duo.primary.pairing.end_turn()
+    assert duo.primary.pairing.switching == "waiting-for-sync", "an answer is not even queued"
+    duo.primary.owes = False
     duo.primary.pairing.end_turn()
     assert duo.primary.pairing.switching == "failover-in-progress"
     assert "cannot be aborted" in duo.primary.pairing.abort_switch("an operator says so")
+
+
+def test_a_backup_at_rest_is_told_only_when_it_has_answered_since_it_was_asked_for() -> None:
+    duo = paired()
+    duo.primary.lock("c")
+    duo.carry_to_backup()  # its ack is under way
+    assert duo.primary.replica.holding and duo.primary.pairing.switch(0) == ""
+    duo.carry_to_primary()
+    assert duo.primary.released == ["c"] and duo.primary.replica.is_quiet
+    for _ in range(3):  # B may have died since it sent that
+        duo.primary.sleep(100)
+        duo.primary.tick()
+        assert duo.primary.pairing.switching == "waiting-for-sync"
+    acknowledged(duo)
+    duo.primary.pairing.end_turn()
+    assert duo.primary.pairing.switching == "failover-in-progress"
+
+
+def test_nothing_is_handed_over_on_a_link_that_is_closed() -> None:
+    duo = paired()
+    assert duo.primary.pairing.switch(0) == "" and duo.to_backup is not None
+    acknowledged(duo)
+    duo.to_backup.close()
+    duo.primary.pairing.end_turn()
+    assert duo.primary.pairing.switching == "waiting-for-sync"
+    assert not duo.primary.replica.blocked and duo.primary.replica.role is Role.PRIMARY
+
+
+def test_what_is_held_back_when_the_roles_change_is_closed_without_a_word() -> None:
+    duo = switching()
+    released = list(duo.primary.released)
+    duo.primary.replica.hold_back([("late", b"")], 1)
+    duo.carry_to_backup()
+    duo.lose_link_of(duo.primary)
+    duo.primary.answer(duo.backup.replica.answer())
+    assert duo.primary.replica.role is Role.BACKUP and duo.primary.dropped == ["late"]
+    assert duo.primary.released == released and duo.primary.clients_closed == 0
 
 
 def test_a_handover_is_called_off_in_time_or_when_the_backup_is_lost() -> None:
@@ -1064,7 +1175,7 @@ def test_who_stood_in_line_is_turned_away_by_a_planned_change() -> None:
     executor = duo.primary.replica.executor
     assert executor.lock(b"a", b"later", "waiter", b"", 0, 9_000) is None
     assert duo.primary.pairing.switch(0) == ""
-    duo.carry_to_backup()
+    acknowledged(duo)
     duo.carry_to_backup()
     duo.lose_link_of(duo.primary)
     duo.primary.answer(duo.backup.replica.answer())

@@ -10,6 +10,7 @@ from harness.outside import (
     GET,
     PROMOTION_TIMEOUT_MS,
     Duo,
+    ScriptedLink,
     World,
     blank,
     following,
@@ -304,10 +305,22 @@ def test_a_primary_that_reads_of_another_one_stands_down_whatever_it_was_doing(
 
 def test_a_view_that_is_known_changes_nothing() -> None:
     duo = paired(register=True)
-    for view in (PAIR, View(3, "X", ("X",))):
+    for view in (PAIR, View(3, "P", ("P", "B9")), View(2, "X", ("X",))):
         looks_at_register(duo.primary)
         duo.primary.register_says(None, view)
+        duo.carry()
         assert duo.primary.pairing.mode == "paired" and duo.primary.replica.view == PAIR
+
+
+@pytest.mark.parametrize("view", [View(3, "B1", ("B1",)), View(3, "X", ("X",)), View(3, "", ())])
+def test_a_primary_that_reads_of_another_one_in_its_own_epoch_stands_down(view: View) -> None:
+    """One of the two was forced: it is the register that decides which."""
+    duo = paired(register=True)
+    looks_at_register(duo.primary)
+    duo.primary.register_says(None, view)
+    assert duo.primary.replica.role is Role.EMPTY and duo.primary.pairing.mode == "deposed"
+    assert duo.primary.clients_closed == 1
+    assert duo.primary.says("vacant: an operator has declared") == view.is_vacant
 
 
 # -- the admission of a backup --------------------------------------------------------------------
@@ -737,17 +750,94 @@ def test_of_two_primaries_the_one_of_the_lower_epoch_stands_down() -> None:
         assert (duo.primary.replica.role is Role.PRIMARY) == stays, epoch
 
 
-def test_what_an_operator_has_forced_is_recorded() -> None:
-    duo = backup_in_doubt()
+def forced() -> Duo:
+    """An operator has forced B to serve: it reads the register first."""
+    duo = paired(register=True)
+    looks_at_register(duo.backup)
+    duo.register_answers(duo.backup)
+    duo.lose_link_of(duo.backup)
+    duo.backup.answer(NoAnswer.SILENT)
+    duo.backup.timer_ms = None
     duo.backup.pairing.promote_by_force(duo.backup.pairing.inquiry.seen.epoch)
-    view = duo.backup.replica.view
-    duo.backup.pairing.inquiry.record(view)
-    assert duo.backup.register_asked == view == B_ALONE
+    assert duo.backup.replica.view == B_ALONE
+    duo.backup.pairing.inquiry.record(B_ALONE)
+    assert duo.backup.register_asked == GET
+    return duo
+
+
+def ticks_and_looks_around(world: World) -> None:
+    """A heartbeat later; the peer, if it is asked, does not answer."""
+    if world.asked is not None:
+        world.answer(NoAnswer.SILENT)
+    world.sleep(100)
+    world.tick()
+
+
+def test_what_an_operator_has_forced_is_recorded() -> None:
+    duo = forced()
+    duo.register_answers(duo.backup)
+    ticks_and_looks_around(duo.backup)
+    assert duo.backup.register_asked == B_ALONE
     duo.register_answers(duo.backup)
     assert duo.view == B_ALONE and duo.backup.replica.role is Role.PRIMARY
 
 
+def test_what_an_operator_has_forced_is_recorded_again_until_the_register_has_it() -> None:
+    duo = forced()
+    duo.register_answers(duo.backup)
+    for _ in range(3):
+        ticks_and_looks_around(duo.backup)
+        assert duo.backup.register_asked == B_ALONE
+        duo.backup.register_says(Cas.UNDECIDED)
+        assert duo.backup.replica.role is Role.PRIMARY
+    ticks_and_looks_around(duo.backup)
+    duo.register_answers(duo.backup)
+    assert duo.view == B_ALONE and duo.backup.proposals == [B_ALONE] * 4
+    for _ in range(3):
+        ticks_and_looks_around(duo.backup)
+        if duo.backup.register_asked is not None:
+            duo.register_answers(duo.backup)
+    assert duo.backup.proposals == [B_ALONE] * 4, "it is there"
+    assert duo.backup.replica.view == B_ALONE
+
+
+def test_a_register_that_cannot_be_read_at_first_is_told_later_what_was_forced() -> None:
+    duo = forced()
+    duo.backup.register_says(Cas.UNDECIDED)
+    for _ in range(30):
+        ticks_and_looks_around(duo.backup)
+        if duo.backup.register_asked is not None:
+            duo.register_answers(duo.backup)
+    assert duo.view == B_ALONE == duo.backup.replica.view
+
+
+def test_who_was_forced_stands_down_for_another_one_of_that_epoch_and_insists_no_more() -> None:
+    duo = forced()
+    duo.view = P_ALONE
+    duo.register_answers(duo.backup)
+    assert duo.backup.replica.role is Role.EMPTY and duo.backup.pairing.mode == "deposed"
+    for _ in range(30):
+        ticks_and_looks_around(duo.backup)
+        if duo.backup.register_asked is not None:
+            duo.register_answers(duo.backup)
+    assert duo.backup.proposals == [] and duo.view == P_ALONE
+
+
 # -- an operator's word ---------------------------------------------------------------------------
+
+
+def test_one_that_is_made_to_follow_proposes_nothing_of_what_it_wanted_as_a_primary() -> None:
+    was_forced, was_admitting = forced().backup, admitting().primary
+    for world in (was_forced, was_admitting):
+        world.register_says(Cas.UNDECIDED)
+        before = list(world.proposals)
+        world.pairing.stand_down("an operator says so")
+        world.pairing.link = ScriptedLink(world, "another primary")
+        for _ in range(3):
+            ticks_and_looks_around(world)
+            if world.register_asked is not None:
+                world.register_says(Cas.UNDECIDED)
+        assert world.proposals == before
 
 
 def test_a_backup_that_is_to_be_promoted_asks_the_primary_and_then_the_register() -> None:
@@ -777,10 +867,23 @@ def test_a_backup_that_the_register_leaves_out_is_refused_its_promotion() -> Non
 # -- the planned change of roles (FAILOVER) -------------------------------------------------------
 
 
-def switching() -> Duo:
-    """P has told B to take over; B has read that."""
+def asked_to_switch() -> Duo:
+    """P is to hand over, and B has acknowledged that it is there; the register is being read."""
     duo = paired(register=True)
     assert duo.primary.pairing.switch(0) == ""
+    assert duo.primary.register_asked == GET
+    duo.carry_to_backup()
+    duo.carry_to_primary()
+    duo.primary.pairing.end_turn()
+    assert duo.primary.replica.is_quiet
+    assert duo.primary.pairing.switching == "waiting-for-sync", "the register has not answered"
+    return duo
+
+
+def switching() -> Duo:
+    """P has told B to take over; B has read that."""
+    duo = asked_to_switch()
+    duo.register_answers(duo.primary)
     duo.carry_to_backup()
     assert duo.primary.pairing.switching == "failover-in-progress"
     assert duo.backup.register_asked == B_ALONE and duo.backup.asked is None
@@ -797,6 +900,57 @@ def test_the_roles_change_when_the_register_says_so() -> None:
     duo.primary.answer(duo.backup.replica.answer())
     assert duo.primary.replica.role is Role.BACKUP and duo.primary.replica.synced
     assert duo.primary.clients_closed == 0 and duo.primary.pairing.switching == ""
+
+
+def test_the_roles_change_when_the_primary_reads_of_it_before_it_hears_of_it() -> None:
+    duo = switching()
+    duo.register_answers(duo.backup)
+    looks_at_register(duo.primary)
+    duo.register_answers(duo.primary)
+    assert duo.primary.replica.role is Role.BACKUP and duo.primary.replica.synced
+    assert duo.primary.clients_closed == 0 and duo.primary.pairing.switching == ""
+    assert duo.primary.pairing.has_handed_over and duo.primary.replica.view == B_ALONE
+    assert duo.primary.pairing.link is None, "and looks for it"
+    if duo.primary.register_asked == GET:
+        duo.register_answers(duo.primary)
+    duo.primary.answer(duo.backup.replica.answer())
+    assert duo.primary.dialling
+
+
+@pytest.mark.parametrize("view", [View(4, "X", ("X",)), View(5, "B1", ("B1",)), VACANT])
+def test_a_primary_that_has_handed_over_stands_down_for_any_other_view(view: View) -> None:
+    duo = switching()
+    looks_at_register(duo.primary)
+    duo.primary.register_says(None, view)
+    assert duo.primary.replica.role is Role.EMPTY and duo.primary.clients_closed == 1
+    assert duo.primary.pairing.switching == "" and not duo.primary.pairing.has_handed_over
+
+
+def test_a_switch_is_off_when_the_register_does_not_answer() -> None:
+    duo = asked_to_switch()
+    duo.primary.register_says(Cas.UNDECIDED)
+    duo.primary.pairing.end_turn()
+    assert duo.primary.pairing.switching == "waiting-for-sync", "nobody was told"
+    duo.primary.tick()
+    assert duo.primary.pairing.switching == "" and duo.primary.pairing.switches_failed == 1
+    assert duo.primary.says("FAILOVER is off: the view register does not answer")
+    assert duo.primary.pairing.mode == "paired"
+    refused = duo.primary.pairing.switch(0)
+    assert refused.startswith("ERR FAILOVER needs the view register")
+    assert duo.primary.pairing.switching == ""
+
+
+def test_a_switch_is_possible_again_when_the_register_answers_again() -> None:
+    duo = asked_to_switch()
+    duo.primary.register_says(Cas.UNDECIDED)
+    looks_at_register(duo.primary)
+    duo.register_answers(duo.primary)
+    assert duo.primary.pairing.switch(0) == ""
+    duo.carry()
+    assert duo.primary.pairing.switching == "waiting-for-sync", "that answer was of before"
+    duo.register_answers(duo.primary)
+    duo.primary.pairing.end_turn()
+    assert duo.primary.pairing.switching == "failover-in-progress"
 
 
 def test_a_handover_without_an_answer_from_the_register_is_asked_for_again() -> None:
@@ -841,3 +995,56 @@ def test_a_backup_that_hangs_after_it_was_told_to_take_over_is_asked_about() -> 
             duo.primary.timer()
     assert duo.primary.replica.view == P_ALONE, "silent for ten seconds, and nobody minds"
     assert duo.primary.pairing.switching == ""
+
+
+# -- an operator's word, and a register that is behind -------------------------------------------
+
+
+def test_a_promotion_by_force_is_recorded_although_the_admission_was_not_seen() -> None:
+    duo = backup_in_doubt()
+    duo.backup.answer(NoAnswer.SILENT)
+    inquiry = duo.backup.pairing.inquiry
+    duo.backup.pairing.promote_by_force(inquiry.seen.epoch)
+    inquiry.record(duo.backup.replica.view)
+    for _ in range(30):
+        if duo.backup.asked is not None:
+            duo.backup.answer(NoAnswer.SILENT)
+        duo.backup.sleep(100)
+        duo.backup.tick()
+        if duo.backup.register_asked is not None:
+            duo.register_answers(duo.backup)
+    assert duo.view == B_ALONE
+
+
+def test_nothing_is_handed_over_under_a_register_that_has_forgotten() -> None:
+    duo = paired(register=True)
+    duo.view = View(1, "", ())
+    assert duo.primary.pairing.switch(0) == ""
+    duo.carry()
+    duo.register_answers(duo.primary)
+    duo.carry()
+    duo.primary.tick()
+    assert duo.primary.pairing.switching == ""
+    assert duo.primary.replica.role is Role.PRIMARY and not duo.primary.replica.blocked
+
+
+def test_an_answer_of_before_the_switch_does_not_count() -> None:
+    duo = paired(register=True)
+    looks_at_register(duo.primary)
+    duo.carry()
+    assert duo.primary.pairing.switch(0) == ""
+    duo.carry()
+    duo.register_answers(duo.primary)  # it was asked before
+    duo.carry()
+    assert duo.primary.pairing.switching == "waiting-for-sync"
+    duo.register_answers(duo.primary)
+    duo.carry()
+    duo.primary.pairing.end_turn()
+    assert duo.primary.pairing.switching == "failover-in-progress"
+
+
+def test_the_own_view_as_the_register_shows_it_moves_nothing() -> None:
+    duo = paired(register=True)
+    looks_at_register(duo.primary)
+    duo.primary.register_says(None, View(3, "P", ("P",)))
+    assert duo.primary.replica.phase is Phase.MEMBER

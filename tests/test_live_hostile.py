@@ -455,7 +455,10 @@ def test_a_client_that_is_gone_when_it_is_accepted_harms_nobody(node: Node) -> N
         assert wire.ask("PING") == b"PONG"
 
 
-JOIN = encode("PEER", "JOIN", PROTOCOL_VERSION, "0123abcd", "4567ef", "1", "-", "0", "0", "0")
+JOIN = encode(
+    "PEER", "JOIN", PROTOCOL_VERSION, "0123abcd", "4567ef", "1", "-", "0", "0", "0", "fail-stop",
+    "3000",
+)  # fmt: skip
 
 
 def test_a_joining_node_that_vanishes_at_once_harms_nobody(fresh_node: Node) -> None:

@@ -60,12 +60,12 @@ MALFORMED: tuple[tuple[str | bytes, ...], ...] = (
     ("PROPOSE", "no name!", "9"),
     ("PROPOSE", NAME, "9" * 20),
     ("JOIN",),
-    ("JOIN", NAME, NAME, "0", "-", "0", "0", "0"),
-    ("JOIN", NAME, NAME, "65536", "-", "0", "0", "0"),
-    ("JOIN", NAME, NAME, "7000", "-", "0", "0", "x"),
-    ("JOIN", NAME * 2, NAME, "7000", "-", "0", "0", "0"),
-    ("JOIN", b"\x00\xff", NAME, "7000", "-", "0", "0", "0"),
-    ("JOIN", NAME, NAME, "7000", "-", "0", "0", "0", "0"),
+    ("JOIN", NAME, NAME, "0", "-", "0", "0", "0", "fail-stop", "3000"),
+    ("JOIN", NAME, NAME, "65536", "-", "0", "0", "0", "fail-stop", "3000"),
+    ("JOIN", NAME, NAME, "7000", "-", "0", "0", "x", "fail-stop", "3000"),
+    ("JOIN", NAME * 2, NAME, "7000", "-", "0", "0", "0", "fail-stop", "3000"),
+    ("JOIN", b"\x00\xff", NAME, "7000", "-", "0", "0", "0", "fail-stop", "3000"),
+    ("JOIN", NAME, NAME, "7000", "-", "0", "0", "0", "fail-stop"),
     ("VIEW", "1"),
     ("VIEW", "1", NAME, ""),
     ("VIEW", "1", NAME, f"{NAME},,"),
@@ -87,7 +87,10 @@ def test_what_is_malformed_or_of_another_version_is_an_error_and_nothing_else(
                 ask = partial(stranger.ask, "PEER", words[0], PROTOCOL_VERSION, *words[1:])
                 assert error_of(ask).startswith("ERR"), words
             for version in ("1", "99", "", "2 "):
-                for words in (("ASK",), ("JOIN", NAME, NAME, "7000", "-", "0", "0", "0")):
+                for words in (
+                    ("ASK",),
+                    ("JOIN", NAME, NAME, "7000", "-", "0", "0", "0", "fail-stop", "3000"),
+                ):
                     ask = partial(stranger.ask, "PEER", words[0], version, *words[1:])
                     assert "is not spoken here" in error_of(ask)
             assert stranger.ask("PING") == b"PONG"
@@ -159,7 +162,7 @@ def test_a_join_that_is_replayed_makes_no_member(
     pair.start_b()
     pair.cluster.wait_paired(pair.a, pair.b)
     (join,) = [data for data in seen if JOIN in data]
-    join = join[join.index(b"*10\r\n") :]
+    join = join[join.index(b"*12\r\n") :]
     load, before = Load(pair.ports, seed(), clients=2), views(pair)
     for node in pair.nodes:
         with Raw(node.port) as stranger:
@@ -184,14 +187,14 @@ def test_a_join_that_is_replayed_makes_no_member(
 def test_the_register_of_another_node_is_read_and_changed_by_one_epoch_only(
     pair: Pair, kind: str
 ) -> None:
-    """PEER VIEW is answered where the register is, and refuses what does not follow. (Whoever may
-    talk to the port may take the register one epoch on, as a node may: keep strangers out.)"""
+    """PEER VIEW is answered where the register is, and refuses what does not follow, and a primary
+    that is no member. (Whoever may talk to the port may speak for a member: keep strangers out.)"""
     ask = partial(pair.b.ask, "PEER", "VIEW", PROTOCOL_VERSION)
     if kind != "backup":
         assert "keeps no view register" in error_of(ask)
         return
     epoch = pair.a.epoch
-    for wrong in (epoch, epoch - 1, epoch + 2):
+    for wrong in (epoch, epoch - 1, epoch + 1, epoch + 2):
         answer = ask(str(wrong), NAME, NAME)
         assert isinstance(answer, list) and answer[0] == b"lost"
     assert pair.register.view().epoch == epoch

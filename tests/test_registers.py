@@ -52,10 +52,16 @@ def open_it(request: pytest.FixtureRequest, tmp_path: Path) -> Open:
 
 def at(register: Register, view: View) -> Register:
     """The register, made to hold ``view`` by its own means."""
-    register.init(at_least=view.epoch - 1)
-    if view.epoch > 1:
-        assert register.cas(view) == (Cas.WON, view)
+    if view.is_vacant:
+        assert register.init(at_least=view.epoch) == view
+    else:
+        assert register.init(view=view) == view
     return register
+
+
+def proposal(view: View, newcomer: str) -> View:
+    """The next view: its primary and a newcomer."""
+    return View(view.epoch + 1, view.primary, (view.primary, newcomer))
 
 
 # -- the contract --------------------------------------------------------------------------------
@@ -177,7 +183,7 @@ def test_what_no_node_can_propose_is_refused(open_it: Open, proposed: View) -> N
 
 def test_of_two_that_propose_at_once_exactly_one_wins_each_epoch(open_it: Open) -> None:
     registers = [open_it(), open_it()]
-    view = registers[0].init()
+    view = registers[0].init(view=View(1, "a", ("a",)))
     barrier = threading.Barrier(2, timeout=20)
     wins = [0, 0]
     for turn in range(RACES):
@@ -185,7 +191,7 @@ def test_of_two_that_propose_at_once_exactly_one_wins_each_epoch(open_it: Open) 
 
         def propose(number: int, view: View = view, turn: int = turn, out: Any = results) -> None:
             barrier.wait()
-            out[number] = registers[number].cas(view.alone(f"node{number}-{turn}"))
+            out[number] = registers[number].cas(proposal(view, f"node{number}-{turn}"))
 
         threads = [threading.Thread(target=propose, args=(number,)) for number in (0, 1)]
         for thread in threads:
@@ -194,7 +200,7 @@ def test_of_two_that_propose_at_once_exactly_one_wins_each_epoch(open_it: Open) 
             thread.join(20)
         winner = [result for result, _ in results].index(Cas.WON)
         wins[winner] += 1
-        view = View(view.epoch + 1, f"node{winner}-{turn}", (f"node{winner}-{turn}",))
+        view = proposal(view, f"node{winner}-{turn}")
         assert results[winner] == (Cas.WON, view)
         assert results[1 - winner] == (Cas.LOST, view)
     assert registers[0].get() == registers[1].get() == view
@@ -204,7 +210,7 @@ def test_of_two_that_propose_at_once_exactly_one_wins_each_epoch(open_it: Open) 
 
 def test_the_loop_of_a_node_goes_on_while_it_asks_in_a_thread(open_it: Open) -> None:
     register = open_it()
-    view = register.init()
+    view = register.init(view=View(1, "a", ("a",)))
     gaps: list[float] = []
 
     def tick() -> None:
@@ -220,7 +226,7 @@ def test_the_loop_of_a_node_goes_on_while_it_asks_in_a_thread(open_it: Open) -> 
         ticking = gevent.spawn(tick)
         pool = gevent.get_hub().threadpool
         for turn in range(50):
-            proposed = view.alone(f"node{attempt}-{turn}")
+            proposed = proposal(view, f"node{attempt}-{turn}")
             assert pool.apply(register.cas, (proposed,)) == (Cas.WON, proposed)
             view = pool.apply(register.get)
         ticking.kill()
@@ -307,3 +313,18 @@ def test_a_view_that_cannot_be_is_refused_though_its_checksum_is_right(
 ) -> None:
     with pytest.raises(Malformed, match=why):
         decode(resealed(**changes))
+
+
+@pytest.mark.parametrize(
+    "proposed",
+    [
+        View(4, "c", ("c",)),  # a stranger
+        View(4, "c", ("a", "b", "c")),
+        View(4, "b", ("b", "a")),  # a member, but a new primary begins alone
+    ],
+)
+def test_only_a_member_becomes_primary_and_begins_alone(open_it: Open, proposed: View) -> None:
+    """I3, held by the register itself."""
+    register = at(open_it(), AB)
+    assert register.cas(proposed) == (Cas.LOST, AB)
+    assert register.cas(AB.alone("b")) == (Cas.WON, AB.alone("b"))

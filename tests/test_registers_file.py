@@ -372,7 +372,9 @@ def test_processes_that_are_killed_while_they_race_never_take_an_epoch_back(path
         print("ready", flush=True)
         while True:
             number += 1
-            register.cas(register.get().alone(f"{os.getpid()}-{number}"))
+            view = register.get()
+            members = (view.primary, f"{os.getpid()}-{number}")
+            register.cas(view._replace(epoch=view.epoch + 1, members=members))
     """
     source = "import os, sys\nfrom holdfast.server.registers import FileRegister\n"
     racing = [sys.executable, "-c", source + textwrap.dedent(code), str(path)]

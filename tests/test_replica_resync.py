@@ -502,13 +502,54 @@ def without_its_backup(pair: Pair) -> None:
     pair.lose_link()
 
 
-@pytest.mark.parametrize("spoil", [not_acknowledged, not_sent, held_back, without_its_backup])
+def an_answer_is_not_queued(pair: Pair) -> None:
+    pair.primary.replica.executor.answered.append((["c"], 7))
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [not_acknowledged, not_sent, held_back, without_its_backup, an_answer_is_not_queued],
+)
 def test_what_is_not_quiet_is_not_handed_over(spoil: Callable[[Pair], None]) -> None:
     pair = joined()
     spoil(pair)
     assert not pair.primary.replica.is_quiet
     with pytest.raises(AssertionError):
         pair.primary.replica.hand_over()
+
+
+@pytest.mark.parametrize("is_at_rest", [True, False])
+def test_an_ack_that_is_asked_for_is_one_of_a_frame_that_was_sent_since(is_at_rest: bool) -> None:
+    pair = joined()
+    if not is_at_rest:
+        pair.primary.lock("c", "a", "r1")
+        pair.turn()
+        pair.deliver()  # its ack is under way
+    primary = pair.primary.replica
+    assert primary.outbound is not None
+    wanted = primary.ask_for_ack()
+    pair.ack()
+    assert primary.outbound.acked_frame < wanted and not primary.outbound.unacked
+    pair.turn()
+    kind, _, frame, _ = first_message(pair)
+    assert (kind, int(frame)) == (stream.BEAT, wanted)
+    pair.deliver()
+    pair.ack()
+    assert primary.outbound.acked_frame == wanted and primary.is_quiet
+
+
+@pytest.mark.parametrize(
+    ("ahead", "accepted"), [(0, False), (1, True), (2, True), (3, False), (10**18, False)]
+)
+def test_a_proposal_is_at_most_two_epochs_ahead_of_what_the_backup_knows(
+    ahead: int, accepted: bool
+) -> None:
+    """Its own admission, of which it has not heard, and the view without it."""
+    backup = joined().backup.replica
+    before = backup.view
+    answer = backup.answer("P", before.epoch + ahead)
+    assert answer.accepted == accepted and backup.is_member != accepted
+    assert backup.view == (View(before.epoch + ahead, "P", ("P",)) if accepted else before)
 
 
 def handed_over() -> Pair:
@@ -545,7 +586,7 @@ def test_the_backup_takes_over_and_the_old_primary_comes_back_with_its_state() -
     pair = handed_over()
     pair.deliver()
     pair.backup.promote()
-    assert pair.primary.replica.step_aside(pair.backup.replica.view) == []
+    assert pair.primary.replica.step_aside(pair.backup.replica.view) == ([], [])
     old = pair.primary.replica
     assert (old.role, old.synced, old.is_member) == (Role.BACKUP, True, False)
     assert old.answer().standing is Standing.STATE and old.view.primary == "B"
@@ -591,8 +632,8 @@ def test_those_who_stood_in_line_are_named_when_a_primary_steps_aside() -> None:
     pair.to_backup.lying += pair.primary.replica.hand_over()
     pair.deliver()
     pair.backup.promote()
-    tickets = pair.primary.replica.step_aside(pair.backup.replica.view)
-    assert sorted(map(str, tickets)) == ["d", "e", "f"]
+    tickets, abandoned = pair.primary.replica.step_aside(pair.backup.replica.view)
+    assert sorted(map(str, tickets)) == ["d", "e", "f"] and abandoned == []
     assert pair.primary.waiting == []
 
 
@@ -605,14 +646,25 @@ def test_only_a_primary_that_has_handed_over_steps_aside_and_only_for_a_later_vi
         with pytest.raises(AssertionError):
             handed_over().primary.replica.step_aside(view)
     pair = handed_over()
-    pair.primary.inspect("c", "a")
-    pair.turn()
+    an_answer_is_not_queued(pair)
     with pytest.raises(AssertionError):
-        pair.primary.replica.step_aside(later)  # its replies could not be explained
+        pair.primary.replica.step_aside(later)  # nobody would be told
     pair = handed_over()
     pair.primary.lock("c", "b", "r2")
     with pytest.raises(AssertionError):
         pair.primary.replica.step_aside(later)  # an entry that the other one does not have
+
+
+def test_what_is_held_back_when_a_primary_steps_aside_is_named_and_never_said() -> None:
+    pair = handed_over()
+    pair.primary.inspect("d", "a")
+    pair.turn()
+    said = list(pair.primary.said)
+    pair.deliver()
+    pair.backup.promote()
+    tickets, abandoned = pair.primary.replica.step_aside(pair.backup.replica.view)
+    assert tickets == [] and [client for client, _ in abandoned] == ["d"]
+    assert not pair.primary.replica.held_back and pair.primary.said == said
 
 
 def test_a_hand_over_that_comes_to_nothing_leaves_all_as_it_was() -> None:

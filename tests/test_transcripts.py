@@ -269,8 +269,9 @@ class Runner:
                 node.stand_down(name)
             case ["step", "aside"]:
                 (other,) = (each for each in self.nodes.values() if each is not node)
-                waiting = node.replica.step_aside(other.replica.view)
+                waiting, abandoned = node.replica.step_aside(other.replica.view)
                 self.effects += [f"{client} is turned away" for client in waiting]
+                node.close(abandoned)
             case ["stall"]:
                 node.replica.note_stall()
             case ["forget"]:

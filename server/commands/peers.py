@@ -4,7 +4,7 @@
     Answered with the whole view, and what this node is in it.
 ``PEER PROPOSE version incarnation epoch``
     The same; a backup accepts its primary's proposal of a view without it (fail-stop).
-``PEER JOIN version incarnation formerly port history epoch offset checksum``
+``PEER JOIN version incarnation formerly port history epoch offset checksum register timeout``
     The connection becomes the replication link; see ``core/stream.py`` for what follows on it.
 ``PEER VIEW version [epoch primary members]``
     Reads, or compare-and-sets, the view register that this node keeps (``--view backup``).
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 _NAME = re.compile(rb"[0-9A-Za-z]{1,64}")
 _NUMBER = re.compile(rb"[0-9]{1,19}")
+_REGISTER_BYTES_MAX = 256
 _MALFORMED = encoder.error("ERR malformed PEER request")
 _NO_REGISTER = encoder.error("ERR this node keeps no view register; see --view-file")
 
@@ -59,14 +60,17 @@ def peer(connection: Connection, argv: list[bytes]) -> bytes | None:
 
 
 def _join(connection: Connection, words: list[bytes]) -> bytes | None:
-    if len(words) != 7 or not _are(words[:2], _NAME) or not _are(words[4:], _NUMBER):
+    if len(words) != 9 or len(words[3]) > 64 or len(words[7]) > _REGISTER_BYTES_MAX:
+        return _MALFORMED
+    if not (_are(words[:2], _NAME) and _are([words[2], *words[4:7], words[8]], _NUMBER)):
         return _MALFORMED
     incarnation, formerly, port, history = (word.decode("latin-1") for word in words[:4])
-    if not (_are(words[2:3], _NUMBER) and 0 < int(port) < 65536):
+    if not 0 < int(port) < 65536 or not int(words[8]):
         return _MALFORMED
-    epoch, offset, checksum = map(int, words[4:])
+    epoch, offset, checksum = map(int, words[4:7])
+    register, timeout_ms = words[7].decode("latin-1"), int(words[8])
     point = Point(history, epoch, offset, checksum) if history != "-" else None
-    joiner = Joiner(connection, incarnation, formerly, int(port), point)
+    joiner = Joiner(connection, incarnation, formerly, int(port), point, register, timeout_ms)
     refused = connection.node.pairing.join_request(joiner)
     if refused:
         return encoder.error(refused)

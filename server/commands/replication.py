@@ -274,6 +274,12 @@ class Waits:
             if not self._watcher.active:
                 self._watcher.start(self._look)
 
+    def turn_away(self, error: bytes) -> None:
+        """This node is no primary any more: it cannot say how many backups have anything."""
+        for wait in list(self._unanswered):
+            self._forget(wait)
+            wait.connection.resume(error)
+
     def _look(self) -> None:
         line = self._line
         while line and (line[0] not in self._unanswered or self.backups_at(line[0].offset)):

@@ -29,6 +29,8 @@ class Joiner(NamedTuple):
     formerly: str
     port: int
     point: Point | None  # where it stands, if it has a whole state
+    register: str  # where it thinks that the view is kept
+    promotion_timeout_ms: int  # when it takes a silent primary for dead
 
 
 class Feed:
@@ -116,6 +118,12 @@ class Feed:
         replica = self._replica
         if joiner.incarnation == replica.incarnation or joiner.formerly == replica.incarnation:
             return "ERR that is this very node"
+        own_register = self._pairing.settings.register_name
+        if joiner.register != own_register:
+            return (
+                f"ERR the view is kept in {joiner.register} there and in {own_register} here: give "
+                "both nodes the same --view"
+            )
         if replica.role is not Role.PRIMARY:
             return f"ERR this node is {self._pairing.mode}, it has no stream to give"
         if replica.phase is Phase.NONE and self._joiner is None:
@@ -124,12 +132,12 @@ class Feed:
         if replica.backup and joiner.formerly == replica.backup and not replica.blocked:
             # It says so itself: it follows us no more, and what it acknowledged is all it has.
             self._pairing.lose_link("the backup asks to join anew")
-        elif replica.phase >= Phase.PROPOSED and self._outside_knows(joiner):
+        elif replica.phase >= Phase.PROPOSED and self._is_ours(joiner):
             self._pairing.inquiry.suspect("the backup asks to join under another incarnation")
         return "TRYAGAIN this primary has a backup"
 
-    def _outside_knows(self, joiner: Joiner) -> bool:
-        return joiner.port == self._pairing.backup_port
+    def _is_ours(self, joiner: Joiner) -> bool:
+        return self._outside.is_from(joiner.connection, joiner.port)
 
     def _attach(self, joiner: Joiner) -> None:
         self._joiner = None
@@ -143,6 +151,7 @@ class Feed:
         pairing = self._pairing
         pairing.link = link
         pairing.backup_port = joiner.port
+        pairing.peer_timeout_ms = joiner.promotion_timeout_ms
         self._outside.abandon_digest()
         self._cut = replica.attach(joiner.incarnation, joiner.point)
         if self._cut is None:

@@ -80,7 +80,13 @@ class Inquiry:
         self._dialling = False
         self._register_is_busy = False
         self._seen_ms = -1
+        self._is_current = False  # not behind what this node knows
+        self._requests = 0  # sent to the register so far,
+        self._answered = 0  # and which of them was answered last
+        self._looks_again = False  # as soon as the one that is under way is answered
+        self.has_forgotten = False  # but behind it, which only an operator mends
         self._admission: View | None = None  # proposed to the register, undecided
+        self._forced: View | None = None  # what an operator has forced, and the register lacks
         self._promoted_from = NO_VIEW  # the view behind which this backup proposed itself
         self._unsettled = NO_VIEW  # the proposal that is not settled (R1)
         self._wake_ms = 0  # when ``proceed`` is called without being asked to
@@ -101,7 +107,9 @@ class Inquiry:
     def tick(self, now_ms: int) -> None:
         """Every ``heartbeat_ms``."""
         if self._settings.has_register and not self._register_is_busy and not self._question:
-            if self._admission is not None and self._pairing.link is not None:
+            if self._forced is not None and self.seen.epoch == self._forced.epoch - 1:
+                self._cas(self._forced)
+            elif self._admission is not None and self._pairing.link is not None:
                 self._cas(self._admission)
             elif now_ms - self._seen_ms >= limits.LOOK_AROUND_MS:
                 self._get()
@@ -168,7 +176,7 @@ class Inquiry:
         lost_ms = self._pairing.link_lost_ms
         if replica.role is Role.PRIMARY:
             since_ms = replica.outbound.oldest_unacked_ms if replica.outbound else None
-            if self._pairing.switching == "failover-in-progress":
+            if self._has_offered():
                 since_ms = self._pairing.offered_ms  # to acknowledge that is not to take over
             if since_ms is None:
                 since_ms = lost_ms if link is None else now_ms
@@ -294,11 +302,14 @@ class Inquiry:
             pairing.log("info", f"the primary serves: joining it again ({self.reason})")
             pairing.changed(self.reason)
             self._join()
-        elif pairing.switching == "failover-in-progress":
+        elif self._has_offered():
             pairing.step_aside(answer.view)
             self.proceed()
         else:
             self._stand_down(f"the peer serves in epoch {answer.view.epoch}")
+
+    def _has_offered(self) -> bool:
+        return self._pairing.switching == "failover-in-progress"
 
     def _stand_down(self, why: str) -> None:
         self._admission = None
@@ -474,7 +485,7 @@ class Inquiry:
         """Have the joining backup made a member."""
         if self._settings.has_register:
             self._admission = proposal
-            if not self._register_is_busy:  # else the next tick sends it
+            if not self._register_is_busy and self._forced is None:  # else a tick sends it
                 self._cas(proposal)
             return
         # The only member of a view decides about it alone. A primary that was not told of its peer
@@ -482,16 +493,38 @@ class Inquiry:
         self._tell_member(proposal, may_promote_itself=self._settings.has_peer)
 
     def _tell_member(self, view: View, *, may_promote_itself: bool) -> None:
-        self._replica.admit(view, may_promote_itself=may_promote_itself)
+        timeout_ms = self._settings.backup_timeout_ms
+        self._replica.admit(view, may_promote_itself=may_promote_itself, timeout_ms=timeout_ms)
         link = self._pairing.link
         name = link.peer if link is not None else ""
         text = f"backup {name} has everything: epoch {view.epoch - 1} -> {view.epoch}"
         self._pairing.log("info", text)
 
+    def forget_admission(self) -> None:
+        """This node is no primary any more."""
+        self._admission = self._forced = None
+
     def record(self, view: View) -> None:
-        """Tell the register of what an operator has forced, if it can be told."""
-        if self._settings.has_register and not self._register_is_busy:
-            self._cas(view)
+        """Tell the register of what an operator has forced, as soon as it can be told."""
+        if self._settings.has_register:
+            self._forced = view
+            self.look()
+
+    def look(self) -> int:
+        """Read the register, if there is one, now or as soon as it has answered what is under way.
+        The number of that request, for ``has_looked``."""
+        if not self._settings.has_register:
+            return 0
+        self._looks_again = self._register_is_busy
+        if not self._register_is_busy:
+            self._get()
+            return self._requests
+        return self._requests + 1
+
+    def has_looked(self, number: int) -> bool:
+        """Whether that request, or a later one, has shown a view that is not behind what this node
+        knows. Without a register there is nothing to look at."""
+        return not number or (self._is_current and self._answered >= number)
 
     def _propose_self(self) -> None:
         after = self._last_view()
@@ -500,6 +533,7 @@ class Inquiry:
 
     def _get(self) -> None:
         self._register_is_busy = True
+        self._requests += 1
         self._outside.view_get()
 
     def _cas(self, view: View) -> None:
@@ -507,6 +541,7 @@ class Inquiry:
             self._again()
             return
         self._register_is_busy = True
+        self._requests += 1
         self._unsettled = view
         self._outside.view_cas(view)
 
@@ -521,9 +556,15 @@ class Inquiry:
             self._pairing.say("the view register does not answer")
             self._after_register_failed()
             return
+        self._is_current = False
+        self._answered = self._requests
         known = self._known_epoch()
         if self._replica.role is Role.PRIMARY:
             known = max(known, self._replica.view.epoch)
+        if self._forced is not None and view.epoch == self._forced.epoch - 1:
+            self.seen = view  # it lacks what an operator has forced: the next tick says it
+            self.proceed()
+            return
         if view.epoch < known:
             self._pairing.say(
                 f"the view register has forgotten: it is in epoch {view.epoch}, this node knows "
@@ -531,10 +572,16 @@ class Inquiry:
                 "init --from HOST:PORT', of the node that serves",
                 "warning",
             )
+            self.has_forgotten = True
             self._after_register_failed()
             return
+        self.has_forgotten = False
         self.seen = view
+        self._is_current = True
         self._heed(view)
+        if self._looks_again and not self._register_is_busy:
+            self._looks_again = False
+            self._get()
         self.proceed()
 
     def _note_register(self, answers: bool) -> None:
@@ -565,10 +612,18 @@ class Inquiry:
 
     def _heed_as_primary(self, view: View) -> None:
         replica, pairing = self._replica, self._pairing
-        if view.epoch <= replica.view.epoch:
+        if self._forced is not None and view.epoch >= self._forced.epoch:
+            self._forced = None
+        if view.epoch < replica.view.epoch:
+            return
+        if view.epoch == replica.view.epoch and view.primary == replica.incarnation:
+            return
+        if view == replica.view.alone(replica.backup) and self._has_offered():
+            pairing.step_aside(view)
             return
         if view.primary != replica.incarnation:
-            self._stand_down(f"the view register is in epoch {view.epoch}")
+            vacant = ", vacant: an operator has declared the history lost" * view.is_vacant
+            self._stand_down(f"the view register is in epoch {view.epoch}{vacant}")
             return
         joined = replica.view.joined_by(replica.backup)
         if view == joined and replica.phase is Phase.PROPOSED:

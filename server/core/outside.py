@@ -26,6 +26,7 @@ class Settings(NamedTuple):
     heartbeat_ms: int = 200
     quarantine_ms: int = 0
     has_register: bool = False  # a view register outside; else fail-stop
+    register_name: str = "fail-stop"  # the same on both nodes
 
 
 class Link(Protocol):
@@ -107,6 +108,12 @@ class Outside(Protocol):
 
     def roles_changed(self) -> None:
         """Role, phase or link are others now: what requests are answered may be too."""
+
+    def owes_answers(self) -> bool:
+        """Whether there are answers of this turn, or of earlier ones, that are not queued yet."""
+
+    def is_from(self, joiner: Any, port: int) -> bool:
+        """Whether ``joiner``, which listens on ``port``, is where our last backup was."""
 
     def another_turn(self) -> None:
         """Have the loop turn once more before it sleeps."""

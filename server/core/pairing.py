@@ -52,6 +52,14 @@ class Pairing:
         self.switching = ""  # "", "waiting-for-sync" or "failover-in-progress"
         self._switch_by_ms = 0  # 0: without a limit
         self.offered_ms = 0  # when the backup was told to take over
+        self.has_handed_over = False  # and has not joined the new primary yet
+        self.peer_timeout_ms = (
+            1 << 60
+        )  # after which the other node bypasses this one, if it said so
+        # Before the backup is told to take over it has to acknowledge this frame, and the register
+        # to answer this request: both are sent after the switch was asked for.
+        self._switch_frame = 0
+        self._switch_request = 0
         self.switches_failed = 0
         self._joins_as = ""  # the incarnation under which this node has asked to join
         self._join_retry_ms = 0  # how long a refused JOIN is not repeated
@@ -79,6 +87,7 @@ class Pairing:
         settings = self.settings
         is_primary = self.replica.role is Role.PRIMARY
         peer_ms = settings.promotion_timeout_ms if is_primary else settings.backup_timeout_ms
+        peer_ms = min(peer_ms, self.peer_timeout_ms)  # the two may have been told different ones
         limit_ms = int(peer_ms * limits.STALL_SHARE)
         if gap_ms <= limit_ms or settings.has_register:
             return
@@ -98,7 +107,7 @@ class Pairing:
         replica, link = self.replica, self.link
         if replica.role is Role.PRIMARY:
             self.feed.end_turn(link)
-            if self.switching == "waiting-for-sync" and replica.is_quiet:
+            if self.switching == "waiting-for-sync" and self._may_hand_over():
                 self._hand_over()
         elif link is not None:
             data = replica.follower.ack() if replica.synced else b""
@@ -230,7 +239,8 @@ class Pairing:
             pack(
                 (
                     "PEER", "JOIN", stream.PROTOCOL_VERSION, self._joins_as, replica.incarnation,
-                    self.port, history, epoch, offset, checksum,
+                    self.port, history, epoch, offset, checksum, self.settings.register_name,
+                    self.settings.promotion_timeout_ms,
                 )
             )
         )  # fmt: skip
@@ -302,15 +312,17 @@ class Pairing:
         self._forget_past(how)
 
     def _forget_past(self, why: str) -> None:
-        self.was_deposed = False
+        self.was_deposed = self.has_handed_over = False
         self.inquiry.bootstrap = False
         self.changed(why)
 
     def _on_view_message(self, message: list[bytes]) -> None:
         epoch, frame, before = int(message[1]), int(message[2]), self.replica.view.epoch
+        timeout_ms = int(message[6])
         self.replica.follower.on_view(
             epoch, frame, message[3].decode(), message[4].decode(), message[5] == b"1"
         )
+        self.peer_timeout_ms = timeout_ms
         self.log("info", f"member of the view of epoch {before} -> {epoch}")
         self.changed("this node is a member")
 
@@ -347,8 +359,12 @@ class Pairing:
             return "ERR FAILOVER is not valid when server is a replica."
         if replica.phase is not Phase.MEMBER or replica.blocked:
             return f"ERR FAILOVER requires a backup in sync, this primary is {self.mode}."
+        if not self.inquiry.register_answers:
+            return "ERR FAILOVER needs the view register, which does not answer."
         self.switching = "waiting-for-sync"
         self._switch_by_ms = self.outside.boot_ms() + timeout_ms if timeout_ms else 0
+        self._switch_frame = replica.ask_for_ack()
+        self._switch_request = self.inquiry.look()
         self.log("warning", "FAILOVER: handing over to the backup as soon as it has everything")
         self.outside.another_turn()
         self.outside.roles_changed()
@@ -374,10 +390,27 @@ class Pairing:
             return
         if self.replica.phase is not Phase.MEMBER or self.replica.blocked:
             self.abort_switch("the backup is lost")
+        elif not self.inquiry.register_answers:
+            self.abort_switch("the view register does not answer")
+        elif self.inquiry.has_forgotten:
+            self.abort_switch("the view register is behind this node")
         elif self._switch_by_ms and now_ms >= self._switch_by_ms:
             self.abort_switch("its time is up")
         elif not self.replica.is_quiet:
             self.replica.beat()
+
+    def _may_hand_over(self) -> bool:
+        """Whether the backup is known to be there, with everything, and so is the register."""
+        replica = self.replica
+        return (
+            replica.is_quiet
+            and not self.outside.owes_answers()
+            and replica.outbound is not None
+            and replica.outbound.acked_frame >= self._switch_frame
+            and self.link is not None
+            and not self.link.closed
+            and self.inquiry.has_looked(self._switch_request)
+        )
 
     def _hand_over(self) -> None:
         assert self.link is not None
@@ -427,6 +460,7 @@ class Pairing:
         self.drop_link()
         self.replica.begin_turn(self.outside.boot_ms())
         self.replica.promote(view, after, self.outside.wall_us())
+        self.has_handed_over = False
         self._promoted("PROMOTED", why)
 
     def promote_by_force(self, after_epoch: int = 0) -> None:
@@ -449,6 +483,7 @@ class Pairing:
         """PRIMARY to EMPTY: this node's clients ask the other one."""
         self.drop_link()
         self.feed.close_cut()
+        self.inquiry.forget_admission()
         abandoned = self.replica.stand_down(self.outside.new_id())
         self.was_deposed = True
         self.log("warning", f"DEPOSED: {why}; this node drops its state")
@@ -460,8 +495,10 @@ class Pairing:
     def step_aside(self, view: View) -> None:
         """PRIMARY to BACKUP: the other node has taken over as planned."""
         self.drop_link()
-        tickets = self.replica.step_aside(view)
+        tickets, abandoned = self.replica.step_aside(view)
+        self.outside.drop(abandoned, "this node is no longer the primary")
         self.switching = ""
+        self.has_handed_over = True
         self.changed(f"handed over: the peer serves in epoch {view.epoch}")
         self.outside.turn_away(tickets)
 

@@ -398,12 +398,12 @@ class Replica:
         self.phase = Phase.PROPOSED
         self._required_frame = _UNLIMITED  # no ack makes it a member before it is told
 
-    def admit(self, view: View, *, may_promote_itself: bool) -> None:
-        """The view with the backup in it stands: tell it."""
+    def admit(self, view: View, *, may_promote_itself: bool, timeout_ms: int = 0) -> None:
+        """The view with the backup in it stands: tell it. ``timeout_ms``: of its own silence."""
         self.adopt(view)
         members = ",".join(view.members)
         self._required_frame = self._frame_message(
-            stream.VIEW, view.primary, members, int(may_promote_itself)
+            stream.VIEW, view.primary, members, int(may_promote_itself), timeout_ms
         )
 
     def adopt(self, view: View) -> None:
@@ -485,9 +485,16 @@ class Replica:
             and not self.blocked
             and not self._first_offset
             and not self.held_back
+            and not self.executor.answered
             and self.outbound is not None
             and not self.outbound.unacked
         )
+
+    def ask_for_ack(self) -> int:
+        """A frame goes out this turn, whatever happens: its number, at least."""
+        assert self.outbound is not None
+        self._beat_wanted = True
+        return self.outbound.frame + 1
 
     def hand_over(self) -> bytes:
         """Tell the backup to take over; what to send. From here on this node is silent until that
@@ -501,13 +508,13 @@ class Replica:
         self._review_grants()
         return data
 
-    def step_aside(self, view: View) -> list[object]:
+    def step_aside(self, view: View) -> tuple[list[object], Replies]:
         """PRIMARY to BACKUP, with its state: the other node has taken over as planned. Who stood in
-        line here."""
-        assert self.role is Role.PRIMARY and self.blocked and not self.held_back
+        line here, and what was held back since, whose connections are to be closed (C2)."""
+        assert self.role is Role.PRIMARY and self.blocked and not self.executor.answered
         assert view.epoch > self.view.epoch and not self._first_offset, (view, self.view)
         tickets = self.executor.queue.tickets()
-        self._without_backup()
+        abandoned = self._without_backup()
         self.executor.end()
         self.role = Role.BACKUP
         self.view = view
@@ -515,7 +522,7 @@ class Replica:
         self.keeps_backlog = False
         self.backlog = Backlog(limits.BACKLOG_KEPT_BYTES_MAX, self.point)
         self.follower.begin_at_rest()
-        return tickets
+        return tickets, abandoned
 
     # -- changes of role: one function each ------------------------------------------------------
 
@@ -634,7 +641,10 @@ class Replica:
         accepted = (
             self.role is Role.BACKUP
             and proposer == self.view.primary != ""
-            and (epoch > self.view.epoch or View(epoch, proposer, (proposer,)) == self.view)
+            and (
+                self.view.epoch < epoch <= self.view.epoch + 2
+                or View(epoch, proposer, (proposer,)) == self.view
+            )
         )  # (It may not have heard of its admission; or the answer to the same was lost.)
         if accepted:
             self.view = View(epoch, proposer, (proposer,))

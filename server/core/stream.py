@@ -8,8 +8,8 @@ From the primary:
 ======== =====================================  ==============================================
 ENTRIES  header, payload                        one loop turn's entries; header as below
 BEAT     epoch, frame, offset                   nothing new, but something waits for the ack
-VIEW     epoch, frame, primary, members, auto   a new view; ``auto``: may the backup promote
-                                                itself
+VIEW     epoch, frame, primary, members, auto,  a new view; ``auto``: may the backup promote
+         timeout                                itself; ``timeout``: of its silence, ms
 BEGIN    epoch, primary, checksum,              a snapshot starts: drop what you have
          ... (snapshot.Header)
 ITEMS    payload                                some of its items

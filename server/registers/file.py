@@ -154,8 +154,8 @@ class FileRegister:
             return decode(data)
         except Malformed as malformed:
             raise DamagedRegister(
-                f"{self._path} {malformed}. Bring it back from a copy; if there is none and the other "
-                f"node serves: '{INIT} --force --from HOST:PORT'"
+                f"{self._path} {malformed}. Bring it back from a copy; if there is none and the "
+                f"other node serves: '{INIT} --force --from HOST:PORT'"
             ) from None
 
     # -- writing ---------------------------------------------------------------------------------

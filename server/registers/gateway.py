@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 ANSWER_BYTES_MAX = 65_536  # a view in base64 and some headers
 # The least that a member is given: below that, nothing can come back.
 _SHARE_S_MIN = 0.02
+# So long after the cluster that we know was last heard, another one may have taken its place.
+_CLUSTER_GONE_S = 10.0
 
 # What an answer means in which nothing was done. All others leave it open: 408 and 5xx are given
 # when etcd itself does not know.
@@ -73,6 +75,7 @@ class Gateway:
         self._login: str | None = None
         self._first = 0  # the member that answered last
         self._cluster = ""
+        self._cluster_heard_s = -_CLUSTER_GONE_S
 
     def deadline_s(self) -> float:
         """For an operation that begins now."""
@@ -148,12 +151,18 @@ class Gateway:
         return answer
 
     def _check_cluster(self, where: str, header: object) -> None:
-        """Servers that are not joined to one cluster would each give away the same epoch."""
+        """Servers that are not joined to one cluster would each give away the same epoch. A cluster
+        that has taken the place of one that is gone (restored, say) is another matter: what it
+        holds is judged by its epoch."""
         cluster = header.get("cluster_id") if isinstance(header, dict) else None
         if not isinstance(cluster, str):
             raise InDoubt(f"{where} answers, but not as etcd does")
-        self._cluster = self._cluster or cluster
-        if cluster != self._cluster:
+        now_s = time.monotonic()
+        if now_s - self._cluster_heard_s > _CLUSTER_GONE_S:
+            self._cluster = cluster
+        if cluster == self._cluster:
+            self._cluster_heard_s = now_s
+        else:
             raise InDoubt(
                 f"{where} belongs to another cluster ({cluster}) than the one that answered "
                 f"before ({self._cluster})"

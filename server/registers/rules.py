@@ -28,6 +28,8 @@ def decide(standing: View, proposed: View) -> tuple[Cas | None, str]:
         return Cas.WON, f"the register holds epoch {proposed.epoch} as proposed, since before"
     if standing == NO_VIEW:
         return Cas.LOST, f"the register holds no view; an operator says '{INIT}'"
+    if not _may_follow(standing, proposed):
+        return Cas.LOST, f"{proposed.primary} is no member of the view of epoch {standing.epoch}"
     if standing.epoch != proposed.epoch - 1:
         return Cas.LOST, f"the register is at epoch {standing.epoch}, not {proposed.epoch - 1}"
     return None, f"the register goes from epoch {standing.epoch} to {proposed.epoch}"
@@ -54,6 +56,14 @@ def initial(
     return _vacant(max(standing.epoch + 1, at_least))
 
 
+def _may_follow(standing: View, proposed: View) -> bool:
+    """A new primary was a member, and begins alone (I3); so does who claims a vacant view."""
+    if proposed.primary == standing.primary:
+        return True
+    was_member = standing.is_vacant or proposed.primary in standing.members
+    return was_member and proposed.members == (proposed.primary,)
+
+
 def described(view: View) -> str:
     """A view in a sentence."""
     if view == NO_VIEW:
@@ -66,9 +76,9 @@ def described(view: View) -> str:
 def _after_damage(damage: DamagedRegister, force: bool, at_least: int, given: View | None) -> View:
     if not force or (given is None and not at_least):
         raise RegisterError(
-            f"{damage}. Nothing was changed. If it cannot be brought back, "
-            f"'{INIT} --force --epoch N' writes a new one, with N above every epoch that the logs "
-            "of the nodes show"
+            f"{damage}. Nothing was changed. If it cannot be brought back, and a node serves: "
+            f"'{INIT} --force --from HOST:PORT' goes on with its view. If none does: "
+            f"'{INIT} --force --epoch N', with N above every epoch that the logs of the nodes show"
         )
     return _vacant(at_least) if given is None else given
 

@@ -32,6 +32,7 @@ class ScriptedLink:
 
     def __init__(self, world: World, peer: str) -> None:
         self.peer = peer
+        self.host = peer
         self.address: Any = peer
         self.closed = False
         self.sent = b""
@@ -65,6 +66,7 @@ class World:
         self.proposals: list[View] = []  # all there were
         self.timer_ms: int | None = None
         self.accepted: ScriptedLink | None = None
+        self.owes = False  # whether answers wait to be queued
         self.released: list[str] = []
         self.dropped: list[str] = []
         self.turned_away: list[Any] = []
@@ -142,6 +144,13 @@ class World:
 
     def roles_changed(self) -> None:
         pass
+
+    def owes_answers(self) -> bool:
+        return self.owes
+
+    def is_from(self, joiner: Any, port: int) -> bool:
+        assert isinstance(joiner, ScriptedLink) and self.accepted is not None
+        return (joiner.host, port) == (self.accepted.host, self.pairing.backup_port)
 
     def another_turn(self) -> None:
         pass
@@ -362,8 +371,9 @@ def paired(**settings: Any) -> Duo:
 def joiner_of(words: list[bytes], connection: ScriptedLink) -> Joiner:
     """What PEER JOIN says."""
     incarnation, formerly, port, history = (word.decode() for word in words[3:7])
-    point = Point(history, *map(int, words[7:])) if history != "-" else None
-    return Joiner(connection, incarnation, formerly, int(port), point)
+    point = Point(history, *map(int, words[7:10])) if history != "-" else None
+    register, timeout_ms = words[10].decode(), int(words[11])
+    return Joiner(connection, incarnation, formerly, int(port), point, register, timeout_ms)
 
 
 def serving(name: str, epoch: int, *, since: int = 0) -> Answer:

@@ -199,8 +199,10 @@ class Process:
 
     def _end_turn(self, now_ms: int) -> None:
         replica = self.replica
-        if replica.role is Role.PRIMARY and not self.pairing.switching:
-            delay_ms = replica.executor.work_off(self._input_is_read)
+        if replica.role is Role.PRIMARY:
+            delay_ms = None
+            if not self.pairing.switching:
+                delay_ms = replica.executor.work_off(self._input_is_read)
             self.requests.tell_answered()
             if delay_ms is not None:
                 self._wake_in(delay_ms)
@@ -295,11 +297,14 @@ class Process:
     def _on_join(self, door: Door, words: list[bytes]) -> None:
         assert words[:2] == [b"PEER", b"JOIN"], words
         incarnation, formerly = words[3].decode(), words[4].decode()
-        port, history, epoch, offset, checksum = words[5:]
+        port, history, epoch, offset, checksum, register, timeout_ms = words[5:]
         point = None
         if history != b"-":
             point = Point(history.decode(), int(epoch), int(offset), int(checksum))
-        error = self.pairing.join_request(Joiner(door, incarnation, formerly, int(port), point))
+        joiner = Joiner(
+            door, incarnation, formerly, int(port), point, register.decode(), int(timeout_ms)
+        )
+        error = self.pairing.join_request(joiner)
         door.early = []
         if error:
             self.trace.count("join refused")
@@ -449,6 +454,14 @@ class Process:
     def roles_changed(self) -> None:
         """Note promotions."""
         self.chronicle.note_role()
+
+    def owes_answers(self) -> bool:
+        """All are queued in the turn in which they are known."""
+        return bool(self.replica.executor.answered)
+
+    def is_from(self, joiner: Any, port: int) -> bool:
+        """The other node has one port."""
+        return True
 
     def another_turn(self) -> None:
         """Once more, soon."""
