@@ -282,7 +282,8 @@ def test_a_joiner_that_talks_and_never_acknowledges_makes_room_for_the_real_back
     with Raw(primary.port, receive_buffer_bytes=8192) as joiner:
         nowhere = ("-", "0", "0", "0")  # it has no state to come back with
         who = ("ab" * 20, "cd" * 20, "7149")
-        joiner.send(encode("PEER", "JOIN", stream.PROTOCOL_VERSION, *who, *nowhere))
+        told = ("fail-stop", "3000")
+        joiner.send(encode("PEER", "JOIN", stream.PROTOCOL_VERSION, *who, *nowhere, *told))
         primary.wait_logged("joins: sending it a snapshot")
         joined_s, used_s = time.monotonic(), cpu_s(primary)
 

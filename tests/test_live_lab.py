@@ -28,7 +28,7 @@ from harness.pairs import Register
 from harness.processes import FAIL_STOP, Cluster, ViewKind, Zygote, wait_until
 from harness.workers import Workers
 
-ROUNDS = int(os.environ.get("HOLDFAST_TEST_ROUNDS", "100"))
+ROUNDS = int(os.environ.get("HOLDFAST_TEST_ROUNDS", "25"))
 FEW_ROUNDS = int(os.environ.get("HOLDFAST_TEST_ROUNDS", "6"))
 AT_ONCE = ("--backup-timeout-ms", "150", "--promotion-timeout-ms", "150")
 PHASE_S = 0.3

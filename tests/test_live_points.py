@@ -31,7 +31,7 @@ ENTRIES = b"*3\r\n$1\r\nE\r\n"
 ACK = b"*4\r\n$1\r\nA\r\n"
 ITEMS = b"$2\r\nSI\r\n"
 END = b"$2\r\nSE\r\n"
-VIEW = b"*6\r\n$1\r\nV\r\n"
+VIEW = b"*7\r\n$1\r\nV\r\n"
 TRANSACTION = b"/v3/kv/txn"
 OK = b"HTTP/1.1 200"
 

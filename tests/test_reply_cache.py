@@ -179,5 +179,6 @@ def test_not_done_is_said_only_by_refusals_that_did_nothing() -> None:
     assert {each.name for each in Refused if "nothing was done" in each.value} == {
         "TRY_AGAIN",
         "NO_REPLICAS",
+        "QUARANTINE",
         "WAITERS_FULL",
     }

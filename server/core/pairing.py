@@ -119,6 +119,8 @@ class Pairing:
 
     def tick(self) -> None:
         """Every ``heartbeat_ms``: signs of life, and the watch over the peer's."""
+        if self.mode != self._mode_said and self._mode_said:
+            self.changed(f"the peer was heard {self.inquiry.silence()[1]} ms ago")
         replica, link, now_ms = self.replica, self.link, self.outside.boot_ms()
         if replica.role is Role.PRIMARY:
             if not self.switching:
@@ -135,8 +137,6 @@ class Pairing:
             self._probe_due = True
             self._watch_primary(link, now_ms - link.last_heard_ms)
         self.inquiry.tick(now_ms)
-        if self.mode != self._mode_said and self._mode_said:
-            self.changed(f"the peer was heard {self.inquiry.silence()[1]} ms ago")
 
     def _watch_primary(self, link: Link, silent_ms: int) -> None:
         timeout_ms = self.settings.promotion_timeout_ms
