@@ -105,11 +105,11 @@ BACKLOG_KEPT_BYTES_MAX = 16 * 1024 * 1024
 """The same while none is: for one that comes back after a short while. A few seconds of full load,
 or half an hour of ten requests a second."""
 
-CATCH_UP_BYTES_PER_TURN = 64 * 1024
+CATCH_UP_BYTES_PER_TURN = 16 * 1024
 """Backlog or snapshot sent in one turn of the loop: a millisecond's work or two. Larger turns make
 everybody wait, smaller ones make the resync longer and gain nothing."""
 
-SNAPSHOT_ITEMS_PER_SLICE = 100
+SNAPSHOT_ITEMS_PER_SLICE = 25
 """Snapshot items encoded at a time: what a turn sends beyond its bound at most."""
 
 CAUGHT_UP_MS = 10
