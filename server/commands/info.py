@@ -252,6 +252,7 @@ def _replication(node: Any) -> Fields:
     yield "connected_slaves", len(backups)
     yield from ((f"slave{number}", backup) for number, backup in enumerate(backups))
     yield "master_failover_state", pairing.switching or "no-failover"
+    yield "holdfast_failovers_failed", pairing.switches_failed
     yield "master_replid", replica.state.history or "0" * 40
     yield "master_repl_offset", replica.state.offset
     backlog = replica.backlog if replica.keeps_backlog and is_primary else None

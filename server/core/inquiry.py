@@ -73,7 +73,6 @@ class Inquiry:
         self.reason = ""  # of the last verdict
         self.insists = False  # an operator wants this backup promoted
         self.refused = ""  # why that was not done
-        self.stale_streams = 0
         self._suspected = False
         self._taking_over = False  # the primary has told this backup to
         self._question: _Question | None = None

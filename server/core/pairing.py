@@ -256,7 +256,6 @@ class Pairing:
                 if link.closed:
                     return
         except StaleStream as stale:
-            self.inquiry.stale_streams += 1
             self.lose_link(f"stale: {stale}")
         except Diverged as diverged:
             self.outside.fail(f"ALARM: this backup's state is not its primary's: {diverged}")

@@ -314,7 +314,15 @@ class Replica:
             self.outbound = stream.Outbound(self._frame, at.offset, position)
             frame = self.outbound.sending(at.offset, self._now_ms)
             self._messages.append(
-                pack((stream.CONTINUE, self.view.epoch, frame, self.incarnation, self._wire_ms()))
+                pack(
+                    (
+                        stream.CONTINUE,
+                        self.view.epoch,
+                        frame,
+                        self.incarnation,
+                        self.state_time_ms(),
+                    )
+                )
             )
             return None
         self.phase = Phase.SNAPSHOT
@@ -334,15 +342,12 @@ class Replica:
         """Where this node stands."""
         return Point(self.state.history, self.state.epoch, self.state.offset, self.checksum)
 
-    def _wire_ms(self) -> int:
-        """State time, for a backup that starts from here: the last entry may be old."""
-        return self.state_time_ms()
-
     def snapshot_sent(self) -> None:
         """The last item of the snapshot is on its way: END, which the backup will acknowledge."""
         assert self.phase is Phase.SNAPSHOT and self.outbound is not None
         frame = self.outbound.sending(self.outbound.acked_offset, self._now_ms)
-        self._messages.append(pack((stream.END, self.view.epoch, frame, self._wire_ms())))
+        # State time goes with it, and with CONTINUE: the last entry may be old.
+        self._messages.append(pack((stream.END, self.view.epoch, frame, self.state_time_ms())))
 
     def _catch_up(self, outbound: stream.Outbound, room_bytes: int) -> None:
         """Send backlog as far as there is room; when the backup has nearly all of it, its acks
