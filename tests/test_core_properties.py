@@ -89,7 +89,7 @@ class Model:
             self.serve(name)
         self.expire(name)
         if name in self.held and wait_ms:
-            line.append(Wait(reqid, lease_ms, self.now_ms + wait_ms, [who]))
+            line.append(Wait(reqid, lease_ms, self.now_ms + 1 + wait_ms, [who]))
         else:
             self.told[who] = str(self.grant(name, reqid, lease_ms))
         return None

@@ -114,18 +114,30 @@ def test_a_held_lock_is_a_string_and_exists(wire: Wire) -> None:
 
 
 def test_a_key_whose_lease_has_passed_is_gone_for_every_command(node: Node, wire: Wire) -> None:
-    """Whoever asks first sees it, not only the timer: the question comes while the node is busy."""
+    """Whoever asks first sees it, not only the timer: the question comes while the node is busy.
+
+    That holds in turns that are on time. In a late one the lease goes on until all input has been
+    read (test_live_leases), so a round for which this machine took too long shows nothing.
+    """
     gone = {"GET": None, "TTL": -2, "PTTL": -2, "TYPE": b"none", "EXISTS": 0, "DEL": 0}
     for command, answer in gone.items():
-        expired = int(info_of_wire(wire)["locks_lease_expired_total"])
-        with node.wire() as other:
-            wire.send("LOCK", "short", reqid(), "PX", 1)
-            wire.send("DEBUG", "SLEEP", "0.008")
-            time.sleep(0.003)
-            other.send(command, "short")
-            assert wire.read() != 0
-            assert wire.read() == b"OK"
-            assert other.read() == answer, command
+        for _ in range(200):
+            expired = int(info_of_wire(wire)["locks_lease_expired_total"])
+            with node.wire() as other:
+                started_s = time.monotonic()
+                wire.send("LOCK", "short", reqid(), "PX", 1)
+                wire.send("DEBUG", "SLEEP", "0.005")
+                time.sleep(0.002)
+                other.send(command, "short")
+                assert wire.read() != 0
+                assert wire.read() == b"OK"
+                answered = other.read()
+                was_on_time = time.monotonic() - started_s < limits.LATE_MS / 1000
+            if was_on_time:
+                break
+        else:
+            raise AssertionError("this machine is never on time")
+        assert answered == answer, command
         assert int(info_of_wire(wire)["locks_lease_expired_total"]) == expired + 1
 
 

@@ -19,7 +19,7 @@ def joined(
     now_ms: int = 100,
     wait_ms: int = 9_000,
 ) -> Waiter:
-    waiter = Waiter(name, reqid, b"", 0, now_ms, wait_ms)
+    waiter = Waiter(name, reqid, b"", 0, now_ms, now_ms + wait_ms)
     queue.join(waiter, ticket)
     return waiter
 

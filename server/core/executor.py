@@ -190,7 +190,7 @@ class Executor:
             return seen if isinstance(seen, Refused) else 0
         if grant is None or grant[0] != fencing_token:
             return 0
-        expires_at_ms = self._lease_end_ms(lease_ms)
+        expires_at_ms = self._end_ms(lease_ms)
         if 0 < grant[4] < expires_at_ms:
             if replica.state.offset >= replica.offset_limit:
                 return Refused.TRY_AGAIN
@@ -271,10 +271,11 @@ class Executor:
         lease_ms: int,
         wait_ms: int,
     ) -> None:
-        now_ms = self._replica.real_time_ms()
         if name not in self._lines and grant[4]:
             self._awaited.add(grant[4], grant[0], name)
-        self.queue.join(Waiter(name, reqid, owner, lease_ms, now_ms, wait_ms), ticket)
+        now_ms = self._replica.real_time_ms()
+        waiter = Waiter(name, reqid, owner, lease_ms, now_ms, self._end_ms(wait_ms))
+        self.queue.join(waiter, ticket)
 
     def _refuse(self, waiter: Waiter) -> None:
         """A wait ends without a grant, before its time."""
@@ -320,7 +321,7 @@ class Executor:
     def _grant(self, name: bytes, reqid: bytes, owner: bytes, lease_ms: int) -> int:
         if not lease_ms:
             return self._replica.append(LOCK_WITH, name, reqid, owner)
-        expires_at_ms = self._lease_end_ms(lease_ms)
+        expires_at_ms = self._end_ms(lease_ms)
         token = self._replica.append(LOCK_WITH, name, reqid, owner, b"%d" % expires_at_ms)
         if token:
             self._leases.add(expires_at_ms, token, name)
@@ -331,10 +332,10 @@ class Executor:
     def _has_passed(self, grant: Grant) -> bool:
         return 0 < grant[4] <= self._horizon_ms
 
-    def _lease_end_ms(self, lease_ms: int) -> int:
-        """When a lease that begins now ends. Clocks are read in whole milliseconds, rounded down:
-        the one more sees to it that it never ends early."""
-        return self._replica.real_time_ms() + 1 + lease_ms
+    def _end_ms(self, duration_ms: int) -> int:
+        """When a lease or a wait that begins now ends. Clocks are read in whole milliseconds,
+        rounded down: the one more sees to it that it never ends early."""
+        return self._replica.real_time_ms() + 1 + duration_ms
 
     def _expire(self, name: bytes) -> None:
         self._end_lease(name)

@@ -50,14 +50,20 @@ class Waiter:
     )
 
     def __init__(
-        self, name: bytes, reqid: bytes, owner: bytes, lease_ms: int, now_ms: int, wait_ms: int
+        self,
+        name: bytes,
+        reqid: bytes,
+        owner: bytes,
+        lease_ms: int,
+        joined_ms: int,
+        deadline_ms: int,
     ) -> None:
         self.name = name
         self.reqid = reqid
         self.owner = owner  # empty: the request id
         self.lease_ms = lease_ms
-        self.joined_ms = now_ms
-        self.deadline_ms = now_ms + wait_ms
+        self.joined_ms = joined_ms
+        self.deadline_ms = deadline_ms
         self.tickets: list[Ticket] = []
         self.gone_at_ms = 0  # when the last connection was lost; 0: one is there
         self.left = False  # not in line any more
