@@ -72,8 +72,9 @@ class Node:
         self.stats = Stats()
         commands.load()
         self.waits = Waits(self)
-        self.walk = Walk()
-        self.walked_ms = 0  # when it was last used
+        self.walk = Walk()  # of the locks
+        self.register_walk = Walk()
+        self.walked_ms = 0  # when one of them was last used
         self.digest: Digest | None = None  # DEBUG DIGEST, while it is computed
         self.hot: dict[bytes, table.Command] = {}  # see Connection._run
         self.poller = Poller(self.loop, lambda: self.turn_spent_ns + self.turn_fast_ns)
@@ -207,7 +208,8 @@ class Node:
             for connection, _ in replies:  # repeats, which may not be told "not done"
                 connection.close("too much is held back")
         elif self.replica.holding and replies:  # (what stands behind them may go now)
-            self.replica.hold_back(replies, size_bytes)
+            # Values count as their replies do: they lie in the link until the backup has them.
+            self.replica.hold_back(replies, size_bytes + self.replica.executor.value_bytes)
         else:  # in this very turn it was decided that this node goes on alone
             self.peer.release(replies)
 
@@ -321,6 +323,7 @@ class Node:
             self._close_held_up(now_ms)
         if now_ms - self.walked_ms > limits.WALK_KEPT_MS:
             self.walk.forget()
+            self.register_walk.forget()
         bytes_in, bytes_out = self.network_bytes()
         self.stats.sample(now_ms, self.commands_processed(), bytes_in, bytes_out)
 

@@ -445,6 +445,8 @@ ABSENT_THERE = {
     "verify": "ours",
     "inspect": "ours",
     "locks": "ours",
+    "vget": "ours",
+    "vput": "ours",
     "debug|sleep": "not described there, and not to be had unless it is configured",
     "debug|digest": "likewise",
     "debug|help": "likewise",

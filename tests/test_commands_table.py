@@ -20,7 +20,7 @@ ALL = [
 WANTED = """
     ping echo hello auth select quit reset time dbsize command client config info slowlog role
     replicaof slaveof failover wait shutdown debug lock unlock renew verify inspect locks get del
-    exists ttl pttl type
+    exists ttl pttl type scan expire pexpire persist vget vput
 """
 
 
@@ -32,7 +32,7 @@ def test_the_commands_are_those_that_were_asked_for() -> None:
 def test_every_command_says_what_it_is(command: table.Command) -> None:
     assert command.summary[0].isupper() and not command.summary.endswith(".")
     assert len(command.summary) < 80
-    assert command.group in ("connection", "server", "locks", "string", "generic")
+    assert command.group in ("connection", "server", "locks", "registers", "string", "generic")
     assert command.arity != 0 and re.fullmatch(r"\d+\.\d+\.\d+", command.since)
     assert command.handler.__doc__ or command.subcommands or command.name.endswith("help")
 

@@ -112,12 +112,12 @@ def test_what_is_left_of_a_lease_is_never_more_than_the_holder_asked_for() -> No
     node.lock("c", "b", "r2")
     grants = node.replica.state.locks.held
     executor = executor_of(node)
-    assert executor.remaining_ms(grants[b"a"]) == 100
+    assert executor.remaining_ms(grants[b"a"][4]) == 100
     node.be_busy(99)
-    assert executor.remaining_ms(grants[b"a"]) == 1
+    assert executor.remaining_ms(grants[b"a"][4]) == 1
     node.be_busy(5_000)
-    assert executor.remaining_ms(grants[b"a"]) == 0
-    assert executor.remaining_ms(grants[b"b"]) == -1
+    assert executor.remaining_ms(grants[b"a"][4]) == 0
+    assert executor.remaining_ms(grants[b"b"][4]) == -1
 
 
 def test_taking_and_giving_back_long_leases_leaves_nothing_behind() -> None:

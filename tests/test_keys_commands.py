@@ -233,7 +233,7 @@ def test_locks_shows_what_is_held(node: Node, wire: Wire) -> None:
     with node.wire() as waiting:
         waiting.send("LOCK", name, reqid(), "WAIT", 60_000)
         wait_until(lambda: wire.inspect(name)["waiter_count"] == 1, "it waits")
-        cursor, [first, second] = page(wire, 0)
+        cursor, [second, first] = page(wire, 0)
         assert cursor == 0
         held_ms, left_ms = first.pop("held_ms"), first.pop("remaining_ms")
         assert 0 <= held_ms and 0 < left_ms <= 60_000
@@ -259,7 +259,8 @@ def test_a_walk_shows_every_lock_once_however_large_its_pages(wire: Wire, count:
     names = [b"w%d" % number for number in range(100)]
     for name in names:
         lock(wire, name)
-    assert [each["name"] for each in walk(wire, "COUNT", count)] == names
+    newest_first = names[::-1]
+    assert [each["name"] for each in walk(wire, "COUNT", count)] == newest_first
     cursor, locks = page(wire, 0, "count", count)
     assert len(locks) == min(count, 100) and bool(cursor) == (count < 100)
     assert len(page(wire, 0)[1]) == 10, "as SCAN has it"

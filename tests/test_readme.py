@@ -25,7 +25,7 @@ def commands_table() -> str:
     """The README's table of commands, from the one table that the server has."""
     commands.load()
     lines = ["| command | |", "|---|---|"]
-    groups = ["locks", "generic", "string", "connection", "server"]
+    groups = ["locks", "registers", "generic", "string", "connection", "server"]
     ordered = sorted(COMMANDS.items(), key=lambda item: (groups.index(item[1].group), item[0]))
     for name, command in ordered:
         if name == "peer":  # between the nodes

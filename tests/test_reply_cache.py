@@ -181,4 +181,7 @@ def test_not_done_is_said_only_by_refusals_that_did_nothing() -> None:
         "NO_REPLICAS",
         "QUARANTINE",
         "WAITERS_FULL",
+        "REGISTERS_FULL",
+        "IS_REGISTER",
+        "IS_LOCK",
     }

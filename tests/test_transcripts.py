@@ -68,6 +68,7 @@ from holdfast.server.core.state import (
     FORGET,
     LOCK,
     LOCK_WITH,
+    PUT,
     REFUSE,
     RENEW,
     SHORT,
@@ -83,7 +84,7 @@ REQUESTS = (
 SCENARIOS = sorted((Path(__file__).parent / "scenarios").glob("*.txt"))
 KINDS = {
     LOCK: "LOCK", LOCK_WITH: "LOCK", UNLOCK: "UNLOCK", UNLOCK_GRANT: "UNLOCK GRANT", UNDO: "UNDO",
-    REFUSE: "REFUSE", RENEW: "RENEW", EXPIRE: "EXPIRE", DELETE: "DELETE", EPOCH: "EPOCH",
+    REFUSE: "REFUSE", PUT: "PUT", RENEW: "RENEW", EXPIRE: "EXPIRE", DELETE: "DELETE", EPOCH: "EPOCH",
     FORGET: "FORGET",
 }  # fmt: skip
 

@@ -15,6 +15,8 @@ def load() -> None:
         keys,
         locks,
         peers,
+        registers,
         replication,
         server,
+        walking,
     )

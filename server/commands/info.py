@@ -204,7 +204,8 @@ def _stats(node: Any) -> Fields:
     yield "sync_full", node.pairing.full_resyncs
     yield "sync_partial_ok", node.pairing.partial_resyncs
     yield "sync_partial_err", node.pairing.partial_resyncs_refused
-    yield "expired_keys", node.replica.executor.expired_count
+    executor = node.replica.executor
+    yield "expired_keys", executor.expired_count + executor.registers.expired_count
     yield "evicted_keys", 0
     yield "keyspace_hits", node.replica.executor.granted_count
     yield "keyspace_misses", node.replica.executor.refused_count
@@ -315,9 +316,10 @@ def _cluster(node: Any) -> Fields:
 
 
 def _keyspace(node: Any) -> Fields:
-    locks = node.replica.state.locks
-    if locks.held:
-        yield "db0", f"keys={len(locks.held)},expires={locks.leases},avg_ttl=0"
+    locks, registers = node.replica.state.locks, node.replica.state.registers
+    keys = len(locks.held) + len(registers.held)
+    if keys:
+        yield "db0", f"keys={keys},expires={locks.leases + registers.expiring},avg_ttl=0"
 
 
 def _locks(node: Any) -> Fields:
@@ -345,6 +347,17 @@ def _locks(node: Any) -> Fields:
     yield "pair_held_back_bytes", replica.held_back_bytes
 
 
+def _registers(node: Any) -> Fields:
+    table, requests = node.replica.state.registers, node.replica.executor.registers
+    yield "registers_held", len(table.held)
+    yield "registers_expiring", table.expiring
+    yield "registers_bytes", table.size_bytes
+    yield "registers_written_total", requests.written_count
+    yield "registers_conflicts_total", requests.conflicts_count
+    yield "registers_stale_tokens_total", requests.stale_count
+    yield "registers_expired_total", requests.expired_count
+
+
 SECTIONS: dict[str, Section] = {
     "server": Section("Server", _server),
     "clients": Section("Clients", _clients),
@@ -358,4 +371,5 @@ SECTIONS: dict[str, Section] = {
     "cluster": Section("Cluster", _cluster),
     "keyspace": Section("Keyspace", _keyspace),
     "locks": Section("Locks", _locks),
+    "registers": Section("Registers", _registers),
 }

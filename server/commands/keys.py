@@ -1,49 +1,68 @@
-"""A lock is a key: GET, DEL, EXISTS, TTL, PTTL and TYPE on a lock's name.
+"""Locks and registers are keys: GET, DEL, EXISTS, TTL, TYPE and the like on their names.
 
 A held lock is the Redis string key of that name; its value is its owner and its time to live is its
-lease. Names that no lock can have (empty, or too long) are keys that do not exist.
+lease. A register is a key of a type of its own. Names that neither can have (empty, or too long)
+are keys that do not exist.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeGuard
 
 from ...resp import encoder
 from ..core import limits
 from ..core.lock_table import Grant
+from ..core.register_table import Register
 from ..core.reply_cache import Refused
-from .locks import refusal
+from . import reading
+from .refusing import refusal
 from .table import Argument, command
 
 if TYPE_CHECKING:
     from ..connection import Connection
+    from ..core.executor import Executor
 
 _KEY = (Argument("key", "key"),)
 _KEYS = (Argument("key", "key", multiple=True),)
 _STRING = encoder.encode(encoder.Status("string"))
+_REGISTER = encoder.encode(encoder.Status("register"))
 _NONE = encoder.encode(encoder.Status("none"))
 _NO_SUCH_KEY = encoder.integer(-2)
+_REGISTER_FIELDS = 4
+_IS_LOCK = encoder.error(
+    "WRONGTYPE this name is a lock: its lease is restarted by RENEW; nothing was done"
+)
 _TOO_MANY = encoder.error(f"ERR at most {limits.NAMES_MAX} keys in one command")
 
 
 def _look(
-    connection: Connection, name: bytes, show: Callable[[Grant | None], bytes]
+    connection: Connection, name: bytes, show: Callable[[Grant | Register | None], bytes]
 ) -> bytes | None:
-    grant = connection.node.replica.executor.look(name)
-    return refusal(connection, grant) if isinstance(grant, Refused) else show(grant)
+    found = look(connection.node.replica.executor, name)
+    return refusal(connection, found) if isinstance(found, Refused) else show(found)
 
 
-def _look_at_lease(
+def look(executor: Executor, name: bytes) -> Grant | Register | Refused | None:
+    """What there is of that name, whether lock or register. The last field says when it ends."""
+    found = executor.registers.look(name)
+    return executor.look(name) if found is None else found
+
+
+def _look_at_end(
     connection: Connection, name: bytes, in_unit: Callable[[int], int]
 ) -> bytes | None:
-    def remaining(grant: Grant | None) -> bytes:
-        if grant is None:
+    def remaining(found: Grant | Register | None) -> bytes:
+        if found is None:
             return _NO_SUCH_KEY
-        left_ms = connection.node.replica.executor.remaining_ms(grant)
+        left_ms = connection.node.replica.executor.remaining_ms(found[-1])
         return encoder.integer(left_ms if left_ms < 0 else in_unit(left_ms))
 
     return _look(connection, name, remaining)
+
+
+def _is_register(found: Grant | Register) -> TypeGuard[Register]:
+    return len(found) == _REGISTER_FIELDS
 
 
 @command(
@@ -60,16 +79,16 @@ def _look_at_lease(
 def get(connection: Connection, argv: list[bytes]) -> bytes | None:
     """``GET key``"""
 
-    def owner(grant: Grant | None) -> bytes:
-        return encoder.NULL[connection.protocol] if grant is None else encoder.bulk(grant[2])
-
-    return _look(connection, argv[1], owner)
+    grant = connection.node.replica.executor.look(argv[1])
+    if isinstance(grant, Refused):
+        return refusal(connection, grant)
+    return encoder.NULL[connection.protocol] if grant is None else encoder.bulk(grant[2])
 
 
 @command(
     "type",
     2,
-    "Returns the type of a key: a held lock is a string",
+    "Returns the type of a key: string for a held lock, or register",
     group="generic",
     flags=("readonly", "fast"),
     categories=("keyspace",),
@@ -80,13 +99,19 @@ def get(connection: Connection, argv: list[bytes]) -> bytes | None:
 )
 def type_(connection: Connection, argv: list[bytes]) -> bytes | None:
     """``TYPE key``"""
-    return _look(connection, argv[1], lambda grant: _NONE if grant is None else _STRING)
+
+    def type_of(found: Grant | Register | None) -> bytes:
+        if found is None:
+            return _NONE
+        return _REGISTER if _is_register(found) else _STRING
+
+    return _look(connection, argv[1], type_of)
 
 
 @command(
     "pttl",
     2,
-    "Returns the milliseconds left of a lock's lease; -1: it has none, -2: not held",
+    "Returns a key's remaining milliseconds; -1: it has no end, -2: no such key",
     group="generic",
     flags=("readonly", "fast"),
     categories=("keyspace",),
@@ -96,13 +121,13 @@ def type_(connection: Connection, argv: list[bytes]) -> bytes | None:
 )
 def pttl(connection: Connection, argv: list[bytes]) -> bytes | None:
     """``PTTL key``"""
-    return _look_at_lease(connection, argv[1], lambda left_ms: left_ms)
+    return _look_at_end(connection, argv[1], lambda left_ms: left_ms)
 
 
 @command(
     "ttl",
     2,
-    "Returns the seconds left of a lock's lease; -1: it has none, -2: not held",
+    "Returns a key's remaining seconds; -1: it has no end, -2: no such key",
     group="generic",
     flags=("readonly", "fast"),
     categories=("keyspace",),
@@ -112,13 +137,13 @@ def pttl(connection: Connection, argv: list[bytes]) -> bytes | None:
 )
 def ttl(connection: Connection, argv: list[bytes]) -> bytes | None:
     """``TTL key``: rounded as Redis does."""
-    return _look_at_lease(connection, argv[1], lambda left_ms: (left_ms + 500) // 1000)
+    return _look_at_end(connection, argv[1], lambda left_ms: (left_ms + 500) // 1000)
 
 
 @command(
     "exists",
     -2,
-    "Returns how many of the named locks are held; one named twice counts twice",
+    "Returns how many of the keys exist; one named twice counts twice",
     group="generic",
     flags=("readonly", "fast"),
     categories=("keyspace",),
@@ -135,17 +160,17 @@ def exists(connection: Connection, argv: list[bytes]) -> bytes | None:
         return _TOO_MANY
     executor, count = connection.node.replica.executor, 0
     for name in names:
-        grant = executor.look(name)
-        if isinstance(grant, Refused):
-            return refusal(connection, grant)
-        count += grant is not None
+        found = look(executor, name)
+        if isinstance(found, Refused):
+            return refusal(connection, found)
+        count += found is not None
     return encoder.integer(count)
 
 
 @command(
     "del",
     -2,
-    "Releases locks, whoever holds them: how many were held",
+    "Releases locks, whoever holds them, and deletes registers: how many there were",
     group="generic",
     flags=("write",),
     categories=("keyspace",),
@@ -170,3 +195,122 @@ def del_(connection: Connection, argv: list[bytes]) -> bytes | None:
         assert isinstance(released, int), "there was room for all of them"
         count += released
     return encoder.integer(count)
+
+
+# -- the end of a register -------------------------------------------------------------------------
+
+_CONDITION = Argument(
+    "condition",
+    "oneof",
+    optional=True,
+    arguments=(
+        Argument("nx", "pure-token", token="NX"),
+        Argument("xx", "pure-token", token="XX"),
+        Argument("gt", "pure-token", token="GT"),
+        Argument("lt", "pure-token", token="LT"),
+    ),
+)
+
+
+@command(
+    "pexpire",
+    -3,
+    "Has a register end after some milliseconds: 1, or 0 if there is none",
+    group="generic",
+    flags=("write", "fast"),
+    categories=("keyspace",),
+    depends_on_state=True,
+    key_position=1,
+    key_flags=("RW", "update"),
+    arguments=(*_KEY, Argument("milliseconds", "integer"), _CONDITION),
+)
+def pexpire(connection: Connection, argv: list[bytes]) -> bytes | None:
+    """``PEXPIRE key milliseconds [NX|XX|GT|LT]``"""
+    return _end_in(connection, argv, 1)
+
+
+@command(
+    "expire",
+    -3,
+    "Has a register end after some seconds: 1, or 0 if there is none",
+    group="generic",
+    flags=("write", "fast"),
+    categories=("keyspace",),
+    depends_on_state=True,
+    key_position=1,
+    key_flags=("RW", "update"),
+    arguments=(*_KEY, Argument("seconds", "integer"), _CONDITION),
+)
+def expire(connection: Connection, argv: list[bytes]) -> bytes | None:
+    """``EXPIRE key seconds [NX|XX|GT|LT]``"""
+    return _end_in(connection, argv, 1000)
+
+
+@command(
+    "persist",
+    2,
+    "Has a register stay: 1, or 0 if there is none or it would have stayed",
+    group="generic",
+    flags=("write", "fast"),
+    categories=("keyspace",),
+    depends_on_state=True,
+    key_position=1,
+    key_flags=("RW", "update"),
+    arguments=_KEY,
+)
+def persist(connection: Connection, argv: list[bytes]) -> bytes | None:
+    """``PERSIST key``"""
+    executor = connection.node.replica.executor
+    register = _register(connection, argv[1])
+    if not isinstance(register, tuple):
+        return register
+    return _changed(connection, executor.registers.end_never(argv[1]))
+
+
+def _end_in(connection: Connection, argv: list[bytes], unit_ms: int) -> bytes | None:
+    length = reading.integer(argv[2])
+    if length is None:
+        return reading.NOT_AN_INTEGER
+    if length * unit_ms > limits.LEASE_MS_MAX:
+        return encoder.error(
+            f"ERR invalid expire time in '{argv[0].lower().decode()}' command: at most "
+            f"{limits.LEASE_MS_MAX // unit_ms}"
+        )
+    conditions = {word.upper() for word in argv[3:]}
+    if not conditions <= {b"NX", b"XX", b"GT", b"LT"} or len(conditions) != len(argv) - 3:
+        return reading.SYNTAX_ERROR
+    if len(conditions) > 1 and conditions not in ({b"XX", b"GT"}, {b"XX", b"LT"}):
+        return encoder.error("ERR NX and XX, GT or LT options at the same time are not compatible")
+    register = _register(connection, argv[1])
+    if not isinstance(register, tuple):
+        return register
+    executor = connection.node.replica.executor
+    left_ms = executor.remaining_ms(register[-1])
+    if not _is_met(conditions, left_ms, length * unit_ms):
+        return encoder.ZERO
+    return _changed(connection, executor.registers.end_in(argv[1], length * unit_ms))
+
+
+def _is_met(conditions: set[bytes], left_ms: int, length_ms: int) -> bool:
+    """As in Redis: what has no end ends after everything that has one."""
+    has_end = left_ms >= 0
+    return (
+        not (b"NX" in conditions and has_end)
+        and not (b"XX" in conditions and not has_end)
+        and not (b"GT" in conditions and not (has_end and length_ms > left_ms))
+        and not (b"LT" in conditions and has_end and length_ms >= left_ms)
+    )
+
+
+def _register(connection: Connection, name: bytes) -> Register | bytes | None:
+    """The register of that name, or the reply if there is none (None: it has been sent)."""
+    found = look(connection.node.replica.executor, name)
+    if isinstance(found, Refused):
+        return refusal(connection, found)
+    if found is None:
+        return encoder.ZERO
+    return found if _is_register(found) else _IS_LOCK
+
+
+def _changed(connection: Connection, answer: int | Refused) -> bytes | None:
+    return refusal(connection, answer) if isinstance(answer, Refused) else encoder.integer(answer)

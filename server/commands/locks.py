@@ -1,4 +1,4 @@
-"""LOCK, UNLOCK, RENEW, VERIFY, INSPECT and LOCKS: requests on locks.
+"""LOCK, UNLOCK, RENEW, VERIFY and INSPECT: requests on locks.
 
 A request is checked here for its form, executed by the executor (at most once), and its answer
 encoded. The connection holds the reply back until the backup has it.
@@ -6,9 +6,7 @@ encoded. The connection holds the reply back until the backup has it.
 
 from __future__ import annotations
 
-import re
 from itertools import islice
-from time import perf_counter_ns
 from typing import TYPE_CHECKING, Any
 
 from ...resp import encoder
@@ -18,15 +16,12 @@ from ..core.lock_table import Grant
 from ..core.reply_cache import AT, Refused, split_reqid
 from ..core.state import UNDO, UNLOCK, UNLOCK_GRANT
 from . import reading
+from .refusing import error_of, refusal
 from .table import COMMANDS, Argument, command, shown, wrong_arity
 
 if TYPE_CHECKING:
     from ..connection import Connection
 
-# Nothing was executed, and the state was not read either: these need not wait for the backup.
-_AT_ONCE = frozenset((Refused.TRY_AGAIN, Refused.NO_REPLICAS, Refused.QUARANTINE))
-_REFUSALS = {refused: encoder.error(refused.value) for refused in Refused}
-_BAD_TOKEN = encoder.error("ERR fencing token must be a decimal number from 1 to 2^63-1")
 _LEASE = Argument(
     "lease",
     "oneof",
@@ -36,10 +31,6 @@ _LEASE = Argument(
     ),
 )
 _OPTIONAL_LEASE = Argument("lease", "oneof", optional=True, arguments=_LEASE.arguments)
-
-_CURSOR = re.compile(rb"0|[1-9][0-9]{0,38}")  # two tokens in one: core/walk.py
-
-_LOCKS_AT_A_TIME = 16  # and then a look at the clock
 
 _NAME = Argument("name", "key")
 _REQID = Argument("reqid")
@@ -92,7 +83,7 @@ def _lock_options(argv: list[bytes]) -> tuple[bytes, int, int] | bytes:
     if len(argv) == 5 and argv[3] == b"PX":  # by far the most frequent
         lease_ms = _lease_ms(b"PX", argv[4])
         return lease_ms if isinstance(lease_ms, bytes) else (b"", lease_ms, 0)
-    values = _options(argv, (b"PX", b"EX", b"WAIT", b"OWNER"))
+    values = reading.options(argv, (b"PX", b"EX", b"WAIT", b"OWNER"))
     if isinstance(values, bytes):
         return values
     if b"PX" in values and b"EX" in values:
@@ -158,14 +149,14 @@ def _unlock_option(argv: list[bytes]) -> tuple[int, bytes] | bytes:
     """The kind of entry, and its argument; or an error reply."""
     if len(argv) < 3:
         return wrong_arity(COMMANDS["unlock"])
-    values = _options(argv, (b"TOKEN", b"REQUEST"))
+    values = reading.options(argv, (b"TOKEN", b"REQUEST"))
     if isinstance(values, bytes):
         return values
     if len(values) == 2:
         return encoder.error("ERR TOKEN and REQUEST exclude each other")
     ((keyword, value),) = values.items()
     if keyword == b"TOKEN":
-        return _BAD_TOKEN if _fencing_token(value) is None else (UNLOCK_GRANT, value)
+        return reading.BAD_TOKEN if reading.fencing_token(value) is None else (UNLOCK_GRANT, value)
     if not 0 < len(value) <= NAME_BYTES_MAX:
         return _bad_value("REQUEST")
     return _undo_problem(argv[2], value) or (UNDO, value)
@@ -186,12 +177,12 @@ def renew(connection: Connection, argv: list[bytes]) -> bytes | None:
     if len(argv) != 5:
         return wrong_arity(COMMANDS["renew"])
     _, name, token, unit, length = argv
-    fencing_token = _fencing_token(token)
+    fencing_token = reading.fencing_token(token)
     lease_ms = _lease_ms(unit.upper(), length)
     if not 0 < len(name) <= NAME_BYTES_MAX:
         return _bad_length(name, b"-")
     if fencing_token is None:
-        return _BAD_TOKEN
+        return reading.BAD_TOKEN
     if isinstance(lease_ms, bytes):
         return lease_ms
     executor = connection.node.replica.executor
@@ -215,9 +206,9 @@ def verify(connection: Connection, argv: list[bytes]) -> bytes | None:
         return wrong_arity(COMMANDS["verify"])
     if not 0 < len(argv[1]) <= NAME_BYTES_MAX:
         return _bad_length(argv[1], b"-")
-    fencing_token = _fencing_token(argv[2])
+    fencing_token = reading.fencing_token(argv[2])
     if fencing_token is None:
-        return _BAD_TOKEN
+        return reading.BAD_TOKEN
     grant = connection.node.replica.executor.look(argv[1])
     if isinstance(grant, Refused):
         return refusal(connection, grant)
@@ -247,7 +238,7 @@ def inspect(connection: Connection, argv: list[bytes]) -> bytes | None:
     known: dict[str, Any] = {"state": "free", "owner": None, "fencing_token": 0}
     known |= {"remaining_ms": 0, "held_ms": 0}
     if grant is not None:
-        known = {"state": "held"} | _known_of(connection, grant)
+        known = {"state": "held"} | known_of(connection, grant)
     time_ms = replica.real_time_ms()
     in_line = [
         [waiter.owner or waiter.reqid, time_ms - waiter.joined_ms]
@@ -257,97 +248,19 @@ def inspect(connection: Connection, argv: list[bytes]) -> bytes | None:
     return encoder.encode(known, connection.protocol)
 
 
-def _known_of(connection: Connection, grant: Grant) -> dict[str, Any]:
+def known_of(connection: Connection, grant: Grant) -> dict[str, Any]:
+    """What INSPECT and LOCKS show of a grant."""
     replica = connection.node.replica
-    fencing_token, _, owner, granted_at_ms, _ = grant
+    fencing_token, _, owner, granted_at_ms, expires_at_ms = grant
     return {
         "owner": owner,
         "fencing_token": fencing_token,
-        "remaining_ms": replica.executor.remaining_ms(grant),
+        "remaining_ms": replica.executor.remaining_ms(expires_at_ms),
         "held_ms": replica.real_time_ms() - granted_at_ms,
     }
 
 
-@command(
-    "locks",
-    -2,
-    "Walks the held locks, as SCAN walks keys",
-    group="locks",
-    flags=("readonly",),
-    depends_on_state=True,
-    arguments=(
-        Argument("cursor", "integer"),
-        Argument("glob", "pattern", token="MATCH", optional=True),
-        Argument("count", "integer", token="COUNT", optional=True),
-    ),
-    complexity="O(1) for every call, O(N) for a walk",
-)
-def locks(connection: Connection, argv: list[bytes]) -> bytes | None:
-    """``LOCKS cursor [MATCH glob] [COUNT n]``: the next cursor, and a map for each lock."""
-    if not _CURSOR.fullmatch(argv[1]):
-        return encoder.error("ERR invalid cursor")
-    cursor = int(argv[1])
-    values = _options(argv, (b"MATCH", b"COUNT"), first=2)
-    if isinstance(values, bytes):
-        return values
-    count = reading.integer(values.get(b"COUNT", b"10"))
-    if count is None or not 1 <= count <= limits.LOCKS_PAGE_MAX:
-        return encoder.error(f"ERR value of COUNT must be from 1 to {limits.LOCKS_PAGE_MAX}")
-    if len(values.get(b"MATCH", b"")) > limits.GLOBS_BYTES_MAX:
-        return encoder.error(f"ERR the pattern is longer than {limits.GLOBS_BYTES_MAX} bytes")
-    glob = reading.Glob(values[b"MATCH"]) if b"MATCH" in values else None
-    node = connection.node
-    node.walked_ms = node.now_ms
-    deadline_ns = perf_counter_ns() + limits.TURN_BUDGET_NS
-    step = _LOCKS_AT_A_TIME if glob is None else 1
-    page: list[dict[str, Any]] = []
-    while True:
-        cursor, names = node.walk.page(node.replica.state.locks, cursor, min(count, step))
-        for name in names:
-            if glob is None or glob.matches(name):
-                grant = node.replica.executor.look(name)
-                if isinstance(grant, Refused):
-                    return refusal(connection, grant)
-                if grant is not None:
-                    waiters = node.replica.executor.queue.length(name)
-                    known = _known_of(connection, grant) | {"waiter_count": waiters}
-                    page.append({"name": name} | known)
-        count -= step
-        if not cursor or count <= 0 or perf_counter_ns() > deadline_ns:  # (a page may be short)
-            return encoder.encode([str(cursor), page], connection.protocol)
-
-
 # -- what the arguments say ------------------------------------------------------------------------
-
-
-def refusal(connection: Connection, refused: object) -> bytes | None:
-    """The reply to what was not executed; None if it has been sent, since it need not wait."""
-    assert isinstance(refused, Refused)
-    reply = _REFUSALS[refused]
-    if refused in _AT_ONCE:
-        connection.refuse(reply)
-        return None
-    return reply
-
-
-def _options(
-    argv: list[bytes], known: tuple[bytes, ...], first: int = 3
-) -> dict[bytes, bytes] | bytes:
-    """The values of the options from ``first`` on, each given once; or an error reply."""
-    values: dict[bytes, bytes] = {}
-    for at in range(first, len(argv), 2):
-        keyword = argv[at].upper()
-        if keyword not in known:
-            return encoder.error(
-                f"ERR unknown option '{shown(keyword, 64)}', "
-                f"{argv[0].lower().decode()} has {b', '.join(known).decode()}"
-            )
-        if keyword in values:
-            return encoder.error(f"ERR option {keyword.decode()} is given twice")
-        if at + 1 == len(argv):
-            return encoder.error(f"ERR option {keyword.decode()} needs a value")
-        values[keyword] = argv[at + 1]
-    return values
 
 
 def _lease_ms(unit: bytes, length: bytes) -> int | bytes:
@@ -367,11 +280,6 @@ def _lease_ms(unit: bytes, length: bytes) -> int | bytes:
     return value * factor
 
 
-def _fencing_token(text: bytes) -> int | None:
-    value = reading.integer(text)
-    return value if value is not None and value > 0 else None
-
-
 def _undo_problem(reqid: bytes, undone: bytes) -> bytes:
     """Why ``reqid`` may not undo the request ``undone``, as an error reply; empty if it may.
 
@@ -381,7 +289,7 @@ def _undo_problem(reqid: bytes, undone: bytes) -> bytes:
         return b""
     old = split_reqid(undone)
     if old is None:
-        return _REFUSALS[Refused.MALFORMED]
+        return error_of(Refused.MALFORMED)
     new = split_reqid(reqid) if reqid[:1] == b"@" else None
     if new is None or new[0] != old[0] or new[1] <= old[1]:
         return encoder.error(

@@ -5,9 +5,11 @@ from __future__ import annotations
 import re
 
 from ...resp import encoder
+from .table import shown
 
 SYNTAX_ERROR = encoder.error("ERR syntax error")
 NOT_AN_INTEGER = encoder.error("ERR value is not an integer or out of range")
+BAD_TOKEN = encoder.error("ERR fencing token must be a decimal number from 1 to 2^63-1")
 
 _INTEGER = re.compile(rb"0|-?[1-9][0-9]{0,18}")
 _INT64 = range(-(2**63), 2**63)
@@ -19,6 +21,32 @@ def integer(text: bytes) -> int | None:
         return None
     value = int(text)
     return value if value in _INT64 else None
+
+
+def fencing_token(text: bytes) -> int | None:
+    """A fencing token; None for anything else."""
+    value = integer(text)
+    return value if value is not None and value > 0 else None
+
+
+def options(
+    argv: list[bytes], known: tuple[bytes, ...], first: int = 3
+) -> dict[bytes, bytes] | bytes:
+    """The values of the options from ``first`` on, each given once; or an error reply."""
+    values: dict[bytes, bytes] = {}
+    for at in range(first, len(argv), 2):
+        keyword = argv[at].upper()
+        if keyword not in known:
+            return encoder.error(
+                f"ERR unknown option '{shown(keyword, 64)}', "
+                f"{argv[0].lower().decode()} has {b', '.join(known).decode()}"
+            )
+        if keyword in values:
+            return encoder.error(f"ERR option {keyword.decode()} is given twice")
+        if at + 1 == len(argv):
+            return encoder.error(f"ERR option {keyword.decode()} needs a value")
+        values[keyword] = argv[at + 1]
+    return values
 
 
 class Glob:

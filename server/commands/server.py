@@ -35,7 +35,7 @@ def time_(connection: Connection, argv: list[bytes]) -> bytes:
 @command(
     "dbsize",
     1,
-    "Returns the number of held locks",
+    "Returns the number of held locks and registers",
     group="server",
     flags=("readonly", "fast"),
     categories=("keyspace",),
@@ -43,7 +43,8 @@ def time_(connection: Connection, argv: list[bytes]) -> bytes:
 )
 def dbsize(connection: Connection, argv: list[bytes]) -> bytes:
     """``DBSIZE``"""
-    return encoder.integer(len(connection.node.replica.state.locks.held))
+    state = connection.node.replica.state
+    return encoder.integer(len(state.locks.held) + len(state.registers.held))
 
 
 # -- SLOWLOG ---------------------------------------------------------------------------------------

@@ -53,6 +53,7 @@ from typing import TYPE_CHECKING
 from . import limits
 from .deadlines import Deadlines
 from .lock_table import Grant
+from .register_executor import RegisterExecutor
 from .reply_cache import AT, Refused, split_reqid
 from .state import DELETE, EXPIRE, LOCK, LOCK_WITH, REFUSE, RENEW, UNDO, UNLOCK
 from .wait_queue import Ticket, Waiter, WaitQueue
@@ -76,11 +77,13 @@ class Executor:
         self._leases: Deadlines[bytes] = Deadlines(self._is_live, self._lease_count)
         # Those that somebody waits for, once more: they come first.
         self._awaited: Deadlines[bytes] = Deadlines(self._is_awaited, self._line_count)
-        self._unscheduled: deque[bytes] = deque()  # names of leases taken over at a promotion
+        self._unscheduled: deque[bytes] = deque()  # names taken over at a promotion
         self._freed: dict[bytes, None] = {}  # lines that may not be served yet, in order
         self._horizon_ms = 0  # state time
         self._late_until_ms = 0  # how long input is read first, at most; 0: the turn is on time
         self._step_end = 0  # the offset behind what was done last without being asked
+        self.registers = RegisterExecutor(replica, self)
+        self.value_bytes = 0  # of the puts of this turn
         self.reset_statistics()
 
     def reset_statistics(self) -> None:
@@ -90,6 +93,7 @@ class Executor:
         self.timeouts_count = 0  # waits that ran out, among the refused
         self.expired_count = 0
         self.revoked_count = 0  # released by DEL, without the holder's doing
+        self.registers.reset_statistics()
 
     # -- requests --------------------------------------------------------------------------------
 
@@ -116,22 +120,24 @@ class Executor:
         if known is not None:
             return known
         if self._lines:
-            refused = self._overtaken(reqid)
+            refused = self.overtaken(reqid)
             if refused is not None:
                 return refused
         if state.offset >= replica.offset_limit or replica.overflows:
             return Refused.TRY_AGAIN
+        if name in state.registers.held and self.registers.look(name) is not None:
+            return Refused.IS_REGISTER
         if replica.no_grants is not None:
             return replica.no_grants
         if wait_ms and self.queue.is_full(name) and name in state.locks.held:
             return Refused.WAITERS_FULL
         if self._lines:
-            self._end_earlier_wait(reqid)
+            self.end_earlier_wait(reqid)
             if name in self._freed and name not in state.locks.held:
                 self._serve(name)  # those in line come before a newcomer
         grant = state.locks.held.get(name)
         if grant is not None:
-            if self._has_passed(grant):
+            if self.has_passed(grant[4]):
                 self._expire(name)
                 grant = state.locks.held.get(name)
             if grant is not None and wait_ms:
@@ -157,18 +163,21 @@ class Executor:
         if known is not None:
             return known
         if self._lines:
-            refused = self._overtaken(reqid)
+            refused = self.overtaken(reqid)
             if refused is not None:
                 return refused
         if state.offset >= replica.offset_limit or replica.overflows:
             return Refused.TRY_AGAIN
+        # (To undo an earlier request is to bind its answer, whatever the name has become.)
+        if name in state.registers.held and kind != UNDO and self.registers.look(name) is not None:
+            return Refused.IS_REGISTER
         if self._lines:
-            self._end_earlier_wait(reqid)
+            self.end_earlier_wait(reqid)
             undone = self.queue.find(name, argument) if kind == UNDO else None
             if undone is not None:
                 self._refuse(undone)
         grant = state.locks.held.get(name)
-        expired = grant is not None and self._has_passed(grant)
+        expired = grant is not None and self.has_passed(grant[4])
         if expired:
             self._end_lease(name)
         answer = replica.append(kind, name, reqid, b"", argument)
@@ -188,9 +197,12 @@ class Executor:
             # (Up to then the renewal may have been there in time: X5.)
             seen = self.look(name)
             return seen if isinstance(seen, Refused) else 0
-        if grant is None or grant[0] != fencing_token:
+        if grant is None:
+            seen = self.look(name)
+            return seen if isinstance(seen, Refused) else 0
+        if grant[0] != fencing_token:
             return 0
-        expires_at_ms = self._end_ms(lease_ms)
+        expires_at_ms = self.end_ms(lease_ms)
         if 0 < grant[4] < expires_at_ms:
             if replica.state.offset >= replica.offset_limit:
                 return Refused.TRY_AGAIN
@@ -199,15 +211,18 @@ class Executor:
         return 1
 
     def delete(self, name: bytes) -> int | Refused:
-        """Release ``name``, whoever holds it, without a request id: 1, 0, or why not."""
+        """End the lock or register ``name``, whoever holds it, without a request id: 1, 0, or why
+        not."""
         replica = self._replica
+        if name in replica.state.registers.held:
+            return self.registers.delete(name)
         if replica.state.offset >= replica.offset_limit or replica.overflows:
             return Refused.TRY_AGAIN
         grant = replica.state.locks.held.get(name)
         if grant is None:
             return 0
         answer = 0
-        if self._has_passed(grant):
+        if self.has_passed(grant[4]):
             self._end_lease(name)
         else:
             answer = replica.append(DELETE, name, b"")
@@ -216,14 +231,17 @@ class Executor:
         return answer
 
     def look(self, name: bytes) -> Grant | Refused | None:
-        """The grant of ``name``, as of now; None if it is free. TRY_AGAIN if that cannot be said,
-        since a lease has passed and no entry may be appended."""
+        """The grant of ``name``, as of now; None if it is free. IS_REGISTER if it is one; TRY_AGAIN
+        if that cannot be said, since a lease has passed and no entry may be appended."""
         replica = self._replica
         if replica.overflows:
             return Refused.TRY_AGAIN
         held = replica.state.locks.held
         grant = held.get(name)
-        if grant is None or not self._has_passed(grant):
+        if grant is None:
+            register = self.registers.look(name)
+            return Refused.IS_REGISTER if isinstance(register, tuple) else register
+        if not self.has_passed(grant[4]):
             return grant
         if replica.state.offset >= replica.offset_limit:
             return Refused.TRY_AGAIN
@@ -244,14 +262,14 @@ class Executor:
 
     # -- waiting ---------------------------------------------------------------------------------
 
-    def _overtaken(self, reqid: bytes) -> Refused | None:
+    def overtaken(self, reqid: bytes) -> Refused | None:
         """Whether a client's request that waits rules this one out (X1)."""
         waiter, sequence = self._waiting_request_of(reqid)
         if waiter is None or waiter.sequence < sequence:
             return None
         return Refused.REUSED if waiter.sequence == sequence else Refused.REQUEST_GONE
 
-    def _end_earlier_wait(self, reqid: bytes) -> None:
+    def end_earlier_wait(self, reqid: bytes) -> None:
         """A client's higher number is executed: its earlier request will never be."""
         waiter, _ = self._waiting_request_of(reqid)
         if waiter is not None:
@@ -274,7 +292,7 @@ class Executor:
         if name not in self._lines and grant[4]:
             self._awaited.add(grant[4], grant[0], name)
         now_ms = self._replica.real_time_ms()
-        waiter = Waiter(name, reqid, owner, lease_ms, now_ms, self._end_ms(wait_ms))
+        waiter = Waiter(name, reqid, owner, lease_ms, now_ms, self.end_ms(wait_ms))
         self.queue.join(waiter, ticket)
 
     def _refuse(self, waiter: Waiter) -> None:
@@ -321,7 +339,7 @@ class Executor:
     def _grant(self, name: bytes, reqid: bytes, owner: bytes, lease_ms: int) -> int:
         if not lease_ms:
             return self._replica.append(LOCK_WITH, name, reqid, owner)
-        expires_at_ms = self._end_ms(lease_ms)
+        expires_at_ms = self.end_ms(lease_ms)
         token = self._replica.append(LOCK_WITH, name, reqid, owner, b"%d" % expires_at_ms)
         if token:
             self._leases.add(expires_at_ms, token, name)
@@ -329,10 +347,11 @@ class Executor:
                 self._awaited.add(expires_at_ms, token, name)
         return token
 
-    def _has_passed(self, grant: Grant) -> bool:
-        return 0 < grant[4] <= self._horizon_ms
+    def has_passed(self, expires_at_ms: int) -> bool:
+        """Whether the end of a lease or a register has come; 0 never does."""
+        return 0 < expires_at_ms <= self._horizon_ms
 
-    def _end_ms(self, duration_ms: int) -> int:
+    def end_ms(self, duration_ms: int) -> int:
         """When a lease or a wait that begins now ends. Clocks are read in whole milliseconds,
         rounded down: the one more sees to it that it never ends early."""
         return self._replica.real_time_ms() + 1 + duration_ms
@@ -358,18 +377,20 @@ class Executor:
     def _lease_count(self) -> int:
         return self._replica.state.locks.leases
 
-    def remaining_ms(self, grant: Grant) -> int:
-        """What is left of a grant's lease; -1 if it has none."""
-        if not grant[4]:
+    def remaining_ms(self, expires_at_ms: int) -> int:
+        """What is left until the end of a lease or a register; -1 if it has none."""
+        if not expires_at_ms:
             return -1
-        return max(grant[4] - 1 - self._replica.real_time_ms(), 0)
+        return max(expires_at_ms - 1 - self._replica.real_time_ms(), 0)
 
     # -- turns -----------------------------------------------------------------------------------
 
     def begin_turn(self) -> None:
         """A turn begins: is it on time?"""
+        self.value_bytes = 0
         time_ms = self._replica.entry_time_ms()
-        due_ms = self._due_ms() if self._lines or self._leases else None
+        scheduled = self._lines or self._leases or self.registers.deadlines
+        due_ms = self._due_ms() if scheduled else None
         # What was due at the horizon has passed already; it only has not been worked off.
         late_ms = 0 if due_ms is None else time_ms - max(due_ms, self._horizon_ms)
         if late_ms <= limits.LATE_MS:
@@ -387,7 +408,7 @@ class Executor:
         if not self._late_until_ms or time_ms >= self._late_until_ms or input_is_read():
             self._horizon_ms = time_ms
             self._late_until_ms = 0
-        if not self._leases and not self._lines and not self._unscheduled:
+        if not (self._leases or self._lines or self._unscheduled or self.registers.deadlines):
             return None
         if not replica.has_acked(self._step_end):
             return limits.STEP_UNDER_WAY_MS  # (Its ack makes a turn of its own.)
@@ -409,7 +430,10 @@ class Executor:
     def _do_next(self) -> bool:
         """Do one thing that is due; whether there may be more."""
         return (
-            self._end_next(self._awaited) or self._end_next_wait() or self._end_next(self._leases)
+            self._end_next(self._awaited)
+            or self._end_next_wait()
+            or self._end_next(self._leases)
+            or self.registers.end_next(self._horizon_ms)
         )
 
     def _end_next(self, leases: Deadlines[bytes]) -> bool:
@@ -419,7 +443,7 @@ class Executor:
         fencing_token, name = due
         grant = self._replica.state.locks.held.get(name)
         if grant is not None and grant[0] == fencing_token:
-            if self._has_passed(grant):
+            if self.has_passed(grant[4]):
                 self._expire(name)
             else:
                 leases.add(grant[4], fencing_token, name)  # renewed meanwhile
@@ -435,7 +459,8 @@ class Executor:
 
     def _due_ms(self) -> int | None:
         due_ms = self._leases.first_ms
-        for other_ms in (self._awaited.first_ms, self.queue.first_due_ms):
+        others = self._awaited.first_ms, self.queue.first_due_ms, self.registers.deadlines.first_ms
+        for other_ms in others:
             if other_ms is not None and (due_ms is None or other_ms < due_ms):
                 due_ms = other_ms
         return due_ms
@@ -445,8 +470,9 @@ class Executor:
     def begin(self) -> None:
         """This node has become the primary."""
         assert not self.queue and not self.answered
-        self._unscheduled = deque(self._replica.state.locks.held)
-        self._horizon_ms = self._replica.state.time_ms
+        state = self._replica.state
+        self._unscheduled = deque([*state.locks.held, *state.registers.held])
+        self._horizon_ms = state.time_ms
         self._late_until_ms = 0
         self._step_end = 0
 
@@ -459,6 +485,7 @@ class Executor:
         self._awaited = Deadlines(self._is_awaited, self._line_count)
         self._unscheduled.clear()
         self._freed.clear()
+        self.registers.begin()
 
     def _schedule_more(self) -> None:
         """Take over some more of the leases that the last primary gave."""
@@ -466,5 +493,7 @@ class Executor:
         for _ in range(min(limits.DUE_PER_TURN, len(self._unscheduled))):
             name = self._unscheduled.popleft()
             grant = held.get(name)
-            if grant is not None and grant[4]:
+            if grant is None:
+                self.registers.schedule(name)
+            elif grant[4]:
                 self._leases.add(grant[4], grant[0], name)

@@ -18,6 +18,18 @@ LOCKS_MAX = 4_000_000
 LEASE_MS_MAX = 365 * 86_400_000
 """Length of a lease: a year. What is meant to be held for longer is held without one."""
 
+VALUE_BYTES_MAX = 64 * 1024
+"""Length of a register's value: the small state that a lock protects, not a document."""
+
+REGISTERS_BYTES_MAX = 1024 * 1024 * 1024
+"""Registers with their names and values. Beyond it a put that makes them larger is refused."""
+
+REGISTER_OVERHEAD_BYTES = 250
+"""What one takes beside its name and value, for that bound."""
+
+VERSION_MAX = 2**62
+"""Largest version that a put may name. (At a million puts a second: after 146,000 years.)"""
+
 SEQUENCE_MAX = 2**63 - 1
 """Largest n of an ``@client:n`` request id: fits a signed 64-bit integer everywhere."""
 

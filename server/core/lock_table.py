@@ -63,6 +63,8 @@ class LockTable:
             self.before_cut.setdefault(name, grant)
         return 1
 
+    delete = release  # what it is called for every kind of name
+
     def release_grant_of(self, name: bytes, reqid: bytes) -> int:
         """End the grant of ``name`` if it was made by the request ``reqid``: 1 or 0."""
         grant = self.held.get(name)

@@ -45,13 +45,16 @@ class Refused(Enum):
         "REQUESTGONE a later request of this client was executed; "
         "whether this one was is no longer known"
     )
-    REUSED = "ERR request id was already used for another command or lock name"
+    REUSED = "ERR request id was already used for another command or name"
     MALFORMED = (
         "ERR request ids that begin with '@' have the form @<client>:<n>, "
         "n a decimal number without leading zeros below 2^63"
     )
     CLIENTS_FULL = "ERR too many client ids are remembered; use fewer, or opaque request ids"
     LOCKS_FULL = "ERR too many locks are held"
+    REGISTERS_FULL = "OOM registers take up as much memory as they may; nothing was done"
+    IS_REGISTER = "WRONGTYPE this name is a register, not a lock; nothing was done"
+    IS_LOCK = "WRONGTYPE this name is a lock, not a register; nothing was done"
     WAITERS_FULL = "ERR too many waiters are in line; nothing was done, try again later"
     TRY_AGAIN = (
         "TRYAGAIN the backup has not acknowledged enough of the stream; "

@@ -7,6 +7,7 @@ later are not in the lists; opaque replies never change, and a generation of the
 meanwhile is kept alive by the cut. Every item has seven fields, so a slice is one flat list:
 
     L  name    fencing token  reqid    owner  granted_at_ms  expires_at_ms
+    V  name    created at     value    -      version        expires_at_ms
     C  client  sequence       command  name   answer         generation (1 young, 0 old)
     R  name    command        reqid    -      answer         generation
 
@@ -47,9 +48,10 @@ class Cut:
     """One snapshot being sent. At most one at a time on a state; ``close`` it in any case."""
 
     def __init__(self, state: State) -> None:
-        locks, replies = state.locks, state.replies
+        locks, registers, replies = state.locks, state.registers, state.replies
         assert locks.before_cut is None and replies.before_cut is None, "one cut at a time"
         locks.before_cut = {}
+        registers.before_cut = {}
         replies.before_cut = {}
         self._state = state
         self.header = Header(
@@ -64,6 +66,7 @@ class Cut:
             sum(
                 (
                     len(locks.held),
+                    len(registers.held),
                     len(replies.clients) + len(replies.old_clients),
                     len(replies.replies) + len(replies.old_replies),
                 )
@@ -71,6 +74,7 @@ class Cut:
         )
         self.items = self._walk(
             list(locks.held),
+            list(registers.held),
             [(table, list(table)) for table in (replies.old_clients, replies.clients)],
             [(table, list(table)) for table in (replies.old_replies, replies.replies)],
         )
@@ -82,23 +86,30 @@ class Cut:
     def close(self) -> None:
         """Let the tables forget about the cut."""
         self._state.locks.before_cut = None
+        self._state.registers.before_cut = None
         self._state.replies.before_cut = None
 
     def _walk(
         self,
         names: list[bytes],
+        names_of_registers: list[bytes],
         clients: list[tuple[dict[bytes, Record], list[bytes]]],
         replies: list[tuple[dict[RequestKey, int], list[RequestKey]]],
     ) -> Iterator[tuple[bytes | int, ...]]:
         # Generations are walked as the dicts they were at the cut: rotated out, they live on here.
-        held = self._state.locks.held
+        held, registers = self._state.locks.held, self._state.registers.held
         saved_grants = self._state.locks.before_cut
+        saved_registers = self._state.registers.before_cut
         saved_records = self._state.replies.before_cut
         assert saved_grants is not None and saved_records is not None
+        assert saved_registers is not None
         for name in names:
             # What was saved comes first: the name may have been released and granted again.
             token, reqid, owner, granted_at_ms, expires_at_ms = saved_grants.get(name) or held[name]
             yield b"L", name, token, reqid, owner, granted_at_ms, expires_at_ms
+        for name in names_of_registers:
+            created, value, version, ends_at_ms = saved_registers.get(name) or registers[name]
+            yield b"V", name, created, value, b"", version, ends_at_ms
         for generation, (records, keys_of_clients) in enumerate(clients):
             for client in keys_of_clients:
                 sequence, command, name, answer = saved_records.get(client) or records[client]
@@ -173,6 +184,8 @@ def load(state: State, fields: list[bytes]) -> int:
             locks.held[key] = (int(number), third, other, int(value), expires_at_ms)
             if expires_at_ms:
                 locks.leases += 1
+        elif kind == b"V":
+            state.registers.load(key, (int(number), third, int(value), int(last)))
         elif kind == b"C":
             clients = replies.clients if last == b"1" else replies.old_clients
             clients[key] = (int(number), int(third), other, int(value))

@@ -2,12 +2,12 @@
 
 Theory of operation
 -------------------
-The state is the lock table, the reply cache, and where in the stream of entries they stand
-(offset, the epoch and the time of the last entry). ``apply`` is the only thing that changes it, on
-the primary and on the backup alike. It is deterministic: the same state and the same entry give
-the same state and the same answer on every machine and in every process (I5). What could differ,
-the time and the epoch, comes with the batch of entries: all entries that a primary appends in one
-turn of its loop carry the same stamp.
+The state is the lock table, the register table, the reply cache, and where in the stream of entries
+they stand (offset, the epoch and the time of the last entry). ``apply`` is the only thing that
+changes it, on the primary and on the backup alike. It is deterministic: the same state and the same
+entry give the same state and the same answer on every machine and in every process (I5). What could
+differ, the time and the epoch, comes with the batch of entries: all entries that a primary appends
+in one turn of its loop carry the same stamp.
 
 An entry is a kind, a name and a request id; all but the shortest kinds carry two more fields, owner
 and argument. A time in an argument is state time: the instant at which a lease ends.
@@ -25,11 +25,16 @@ UNDO           release what the LOCK ``argument`` got, or   1, or 0
                make sure that it never gets anything
 REFUSE         the LOCK ``reqid`` is refused: its wait is   0
                over
-EXPIRE         the lease of ``name`` has passed             1
-DELETE         release ``name``, by a command without a     1, or 0 if it was not held
-               request id
+EXPIRE         the time of the lock or register ``name``    1
+               has passed
+DELETE         end the lock or register ``name``, by a      1, or 0 if there is neither
+               command without a request id
 RENEW          extend the lease of the grant with token     1, or 0 if it has ended
                ``owner`` up to ``argument``
+PUT            write ``owner`` to the register ``name``;    as the register table has it
+               ``argument``: version, or version, fencing
+               token and lock. It may have no request id
+END_AT         the register ``name`` ends at ``argument``   1, or 0 if there is none
 EPOCH          a history or a new primary's reign begins,   0
                at the offset ``argument``
 FORGET         rotate the opaque ids (``argument`` "r") or  0
@@ -48,6 +53,7 @@ from collections.abc import Iterable
 
 from . import limits
 from .lock_table import LockTable
+from .register_table import STALE_TOKEN, RegisterTable
 from .reply_cache import ReplyCache
 
 LOCK = ord("L")
@@ -59,6 +65,8 @@ REFUSE = ord("N")
 EXPIRE = ord("X")
 DELETE = ord("D")
 RENEW = ord("R")
+PUT = ord("P")
+END_AT = ord("A")
 EPOCH = ord("E")
 FORGET = ord("F")
 
@@ -69,6 +77,7 @@ COMMAND_OF = {
     UNLOCK: UNLOCK,
     UNLOCK_GRANT: UNLOCK,
     UNDO: UNLOCK,
+    PUT: PUT,
 }
 """The command that an entry is a request of: what its request id is bound to, besides the name."""
 
@@ -86,7 +95,16 @@ class State:
     for a history that may follow a lost one, whose holders still trust their leases (quarantine).
     """
 
-    __slots__ = ("epoch", "grants_from_ms", "history", "locks", "offset", "replies", "time_ms")
+    __slots__ = (
+        "epoch",
+        "grants_from_ms",
+        "history",
+        "locks",
+        "offset",
+        "registers",
+        "replies",
+        "time_ms",
+    )
 
     def __init__(
         self, history: str, offset: int, epoch: int, time_ms: int, grants_from_ms: int = 0
@@ -97,6 +115,7 @@ class State:
         self.time_ms = time_ms
         self.grants_from_ms = grants_from_ms
         self.locks = LockTable()
+        self.registers = RegisterTable()
         self.replies = ReplyCache(time_ms)
 
     def stamp(self, epoch: int, time_ms: int) -> None:
@@ -123,14 +142,18 @@ class State:
                 name, offset, reqid, owner or reqid, self.time_ms, expires_at_ms
             )
         elif kind in COMMAND_OF:
-            answer = self._answer_rarer(kind, name, argument)
+            answer = self._answer_rarer(kind, name, owner, argument)
+            if not reqid:  # of a put: it is remembered nowhere
+                return answer
             kind = COMMAND_OF[kind]
         else:
             return self._apply_without_request(kind, name, owner, argument)
         self.replies.remember(kind, name, reqid, answer, self.time_ms)
         return answer
 
-    def _answer_rarer(self, kind: int, name: bytes, argument: bytes) -> int:
+    def _answer_rarer(self, kind: int, name: bytes, owner: bytes, argument: bytes) -> int:
+        if kind == PUT:
+            return self._put(name, owner, argument)
         if kind == UNLOCK_GRANT:
             return self.locks.release_grant(name, int(argument))
         if kind == UNDO:
@@ -143,13 +166,34 @@ class State:
         if kind == RENEW:
             return self.locks.renew(name, int(owner), int(argument))
         if kind == EXPIRE:
-            return self.locks.expire(name, self.time_ms)
+            return self._table_of(name).expire(name, self.time_ms)
         if kind == DELETE:
-            return self.locks.release(name)
+            return self._table_of(name).delete(name)
+        if kind == END_AT:
+            return self.registers.end_at(name, int(argument))
         if kind == EPOCH:
             return self._begin_epoch(int(argument))
         assert kind == FORGET, f"unknown kind of entry {kind!r}"
         return self._forget(argument)
+
+    def put_refusal(self, name: bytes, argument: bytes) -> int | None:
+        """Why a PUT of that ``argument`` would not write; None: it would."""
+        version, _, fence = argument.partition(b" ")
+        if fence:
+            fencing_token, _, lock_name = fence.partition(b" ")
+            if not self.locks.is_current(lock_name, int(fencing_token)):
+                return STALE_TOKEN
+        return self.registers.refusal(name, int(version))
+
+    def _put(self, name: bytes, value: bytes, argument: bytes) -> int:
+        assert name not in self.locks.held, f"{name!r} is a lock, not a register (I5)"
+        refusal = self.put_refusal(name, argument)
+        if refusal is not None:
+            return refusal
+        return self.registers.write(name, self.offset, value, int(argument.partition(b" ")[0]))
+
+    def _table_of(self, name: bytes) -> LockTable | RegisterTable:
+        return self.registers if name in self.registers.held else self.locks
 
     def apply_batch(
         self, first_offset: int, epoch: int, time_ms: int, kinds: bytes, fields: Iterable[bytes]

@@ -74,7 +74,7 @@ ECHO = b"O"
 ACK = b"A"
 PROBE = b"P"
 
-PROTOCOL_VERSION = b"2"
+PROTOCOL_VERSION = b"3"
 """Nodes that name another one are refused."""
 
 _HEADER = struct.Struct(">QQQQQQI")
