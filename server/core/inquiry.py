@@ -9,15 +9,8 @@ was asked in another one is dropped, and ``proceed`` asks again if there is stil
     needs a primary   everybody else without a link -> ask the peer -> join it, begin, or wait
     alone             a primary without a backup looks now and then whether its peer serves too
 
-Under ``fail-stop`` the peer's answer, or its silence, is the decision. With a register outside:
-
-R1  A proposal is settled only by a view of its epoch or a later one: one that was not answered may
-    still win, at any time. Reading the epoch before it proves nothing.
-R2  A view that stands is *heeded* in whatever answer it comes.
-R3  A backup whose proposal is not settled keeps its identity, and so its state: it joins nobody.
-
-    why R3:   B proposes itself, hears nothing, finds that P serves, joins it as B2. Then its
-              proposal wins: P stands down for B, whom there is no more.
+Under ``fail-stop`` the peer's answer, or its silence, is the decision. With a register outside that
+is a view which stands: what is proposed, and what is heeded, is the part of ``ballot.py``.
 """
 
 from __future__ import annotations
@@ -25,6 +18,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from . import limits
+from .ballot import Ballot
 from .failover import (
     Answer,
     NoAnswer,
@@ -37,7 +31,7 @@ from .failover import (
 )
 from .outside import Link, Settings
 from .replica import Phase, Role
-from .view import NO_VIEW, Cas, View
+from .view import Cas, View
 
 if TYPE_CHECKING:
     from .pairing import Pairing
@@ -47,7 +41,6 @@ ASK_TIMEOUT_MS = 500
 RETRY_MS = 50
 """How soon it is asked again."""
 _RETRY_FIRST_MS = 2  # a process that is being killed may reset a dial or two before it refuses
-_GET_AGAIN_MS = 250  # how often the register is read by a node that waits for a primary
 
 
 class _Question(NamedTuple):
@@ -67,9 +60,8 @@ class Inquiry:
         self._pairing = pairing
         self._outside = pairing.outside
         self._replica = pairing.replica
+        self.ballot = Ballot(pairing, self)
         self.bootstrap = pairing.settings.bootstrap  # once: used up with the first history
-        self.seen = NO_VIEW  # what the register showed last
-        self.register_answers = True  # as far as is known
         self.reason = ""  # of the last verdict
         self.insists = False  # an operator wants this backup promoted
         self.refused = ""  # why that was not done
@@ -77,17 +69,6 @@ class Inquiry:
         self._taking_over = False  # the primary has told this backup to
         self._question: _Question | None = None
         self._dialling = False
-        self._register_is_busy = False
-        self._seen_ms = -1
-        self._is_current = False  # not behind what this node knows
-        self._requests = 0  # sent to the register so far,
-        self._answered = 0  # and which of them was answered last
-        self._looks_again = False  # as soon as the one that is under way is answered
-        self.has_forgotten = False  # but behind it, which only an operator mends
-        self._admission: View | None = None  # proposed to the register, undecided
-        self._forced: View | None = None  # what an operator has forced, and the register lacks
-        self._promoted_from = NO_VIEW  # the view behind which this backup proposed itself
-        self._unsettled = NO_VIEW  # the proposal that is not settled (R1)
         self._wake_ms = 0  # when ``proceed`` is called without being asked to
         self._retry_ms = _RETRY_FIRST_MS
         self._look_ms = 0
@@ -105,13 +86,8 @@ class Inquiry:
 
     def tick(self, now_ms: int) -> None:
         """Every ``heartbeat_ms``."""
-        if self._settings.has_register and not self._register_is_busy and not self._question:
-            if self._forced is not None and self.seen.epoch == self._forced.epoch - 1:
-                self._cas(self._forced)
-            elif self._admission is not None and self._pairing.link is not None:
-                self._cas(self._admission)
-            elif now_ms - self._seen_ms >= limits.LOOK_AROUND_MS:
-                self._get()
+        if self._settings.has_register and not self._question:
+            self.ballot.tick(now_ms)
         if now_ms >= self._wake_ms:
             self.proceed()
 
@@ -145,18 +121,13 @@ class Inquiry:
         replica, settings = self._replica, self._settings
         if replica.role is not Role.BACKUP or not replica.synced:
             return False
-        if replica.incarnation not in self._last_view().members:
+        if replica.incarnation not in self.ballot.last_view().members:
             return False
         if self.insists or self._taking_over:
             return True
         # (Under fail-stop a primary that was not told of its peer could not ask it.)
         may = settings.has_register or replica.follower.may_promote_itself
         return may and settings.failover_auto
-
-    def _last_view(self) -> View:
-        """The newest view that this node knows of: it may be a member without having been told."""
-        own = self._replica.view
-        return self.seen if self.seen.epoch > own.epoch else own
 
     def _needs_primary(self) -> bool:
         return self._replica.role is not Role.PRIMARY and self._pairing.link is None
@@ -175,7 +146,7 @@ class Inquiry:
         lost_ms = self._pairing.link_lost_ms
         if replica.role is Role.PRIMARY:
             since_ms = replica.outbound.oldest_unacked_ms if replica.outbound else None
-            if self._has_offered():
+            if self.has_offered():
                 since_ms = self._pairing.offered_ms  # to acknowledge that is not to take over
             if since_ms is None:
                 since_ms = lost_ms if link is None else now_ms
@@ -205,7 +176,8 @@ class Inquiry:
             self._look_ms = self._outside.boot_ms() + limits.LOOK_AROUND_MS
             self._on_other_seen(outcome)
 
-    def _again(self, delay_ms: int | None = None) -> None:
+    def again(self, delay_ms: int | None = None) -> None:
+        """Have ``proceed`` called a little later."""
         if delay_ms is None:
             delay_ms = int(RETRY_MS * (0.5 + self._outside.random()))
         self._wake_ms = self._outside.boot_ms() + delay_ms
@@ -214,10 +186,10 @@ class Inquiry:
     # -- deciding about a peer that is lost ------------------------------------------------------
 
     def _decide(self) -> None:
-        if self._settings.has_register and self._register_is_busy:
+        if self._settings.has_register and self.ballot.is_busy:
             return  # its answer goes on from here
         if self._settings.has_register and self._taking_over:
-            self._propose_self()
+            self.ballot.propose_self()
             return
         _, silent_ms, timeout_ms = self.silence()
         left_ms = max(timeout_ms - silent_ms, 2 * self._settings.heartbeat_ms)
@@ -240,19 +212,19 @@ class Inquiry:
         verdict, self.reason = self._judge(question, outcome)
         if verdict is Verdict.WAIT and pairing.switching:
             self.reason += "; it was told to take over, and may have"
-        if verdict is Verdict.YIELD and self._must_settle():
-            self._cas(self._unsettled)
+        if verdict is Verdict.YIELD and self.ballot.must_settle():
+            self.ballot.settle()
         elif verdict is Verdict.YIELD:
             assert isinstance(outcome, Answer)
             self._yield_to(outcome)
         elif verdict is Verdict.WAIT:
             pairing.say(f"undecided about {self._settings.peer_name}: {self.reason}")
-            self._again(self._retry_ms)
+            self.again(self._retry_ms)
             self._retry_ms = min(2 * self._retry_ms, RETRY_MS, self._settings.heartbeat_ms)
         elif self._settings.has_register:
-            self._propose_self()
+            self.ballot.propose_self()
         else:
-            self._bypass(replica.view.alone(replica.incarnation), replica.view)
+            self.bypass(replica.view.alone(replica.incarnation), replica.view)
 
     def _judge(self, question: _Question, outcome: Answer | NoAnswer) -> tuple[Verdict, str]:
         replica, linked = self._replica, self._pairing.link is not None
@@ -272,15 +244,10 @@ class Inquiry:
             timeout_ms=timeout_ms, stalled=replica.stalled,
         )  # fmt: skip
 
-    def _must_settle(self) -> bool:
-        """R3."""
-        is_open = self._unsettled.epoch > max(self.seen.epoch, self._replica.view.epoch)
-        return self._replica.role is Role.BACKUP and is_open
-
-    def _bypass(self, view: View, after: View) -> None:
+    def bypass(self, view: View, after: View) -> None:
         """The view of this node alone stands."""
         self._suspected = self._taking_over = False
-        self._admission = None
+        self.ballot.admission = None
         if self._replica.role is Role.PRIMARY:
             self._pairing.go_alone(view, self.reason)
         else:
@@ -301,17 +268,19 @@ class Inquiry:
             pairing.log("info", f"the primary serves: joining it again ({self.reason})")
             pairing.changed(self.reason)
             self._join()
-        elif self._has_offered():
+        elif self.has_offered():
             pairing.step_aside(answer.view)
             self.proceed()
         else:
-            self._stand_down(f"the peer serves in epoch {answer.view.epoch}")
+            self.stand_down(f"the peer serves in epoch {answer.view.epoch}")
 
-    def _has_offered(self) -> bool:
+    def has_offered(self) -> bool:
+        """Whether this primary has told its backup to take over."""
         return self._pairing.switching == "failover-in-progress"
 
-    def _stand_down(self, why: str) -> None:
-        self._admission = None
+    def stand_down(self, why: str) -> None:
+        """Another node goes on as the primary."""
+        self.ballot.admission = None
         self._suspected = False
         self._pairing.stand_down(f"{why}, this node's was {self._replica.view.epoch}")
         self.proceed()
@@ -326,7 +295,7 @@ class Inquiry:
         if self._settings.has_register:
             self.proceed()
         else:
-            self._bypass(replica.view.alone(replica.incarnation), replica.view)
+            self.bypass(replica.view.alone(replica.incarnation), replica.view)
 
     def insist(self) -> None:
         """An operator wants this member promoted (REPLICAOF NO ONE): ``refused`` says why not."""
@@ -353,18 +322,13 @@ class Inquiry:
             f"{'it' if higher else 'this node'} goes on"
         )
         if higher:
-            self._stand_down(f"the peer serves in epoch {outcome.view.epoch}")
+            self.stand_down(f"the peer serves in epoch {outcome.view.epoch}")
 
     # -- looking for a primary -------------------------------------------------------------------
 
     def _seek(self) -> None:
-        now_ms = self._outside.boot_ms()
-        if self._settings.has_register and not self._register_is_busy:
-            # A member may not have been told that it is one: the register comes first.
-            stale = self._seen_ms <= self._pairing.link_lost_ms
-            if stale or now_ms - self._seen_ms > _GET_AGAIN_MS:
-                self._get()
-                return
+        if self._settings.has_register and self.ballot.read_if_outdated(self._outside.boot_ms()):
+            return
         self._ask("seek", "ASK")
 
     def _on_peer_found(self, question: _Question, outcome: Answer | NoAnswer) -> None:
@@ -372,19 +336,18 @@ class Inquiry:
             self.proceed()
             return
         step, why = self._next_step(outcome)
-        if step is Step.JOIN and self._must_settle():
-            self._cas(self._unsettled)
+        if step is Step.JOIN and self.ballot.must_settle():
+            self.ballot.settle()
         elif step is Step.JOIN:
             self._join()
         elif step is Step.BEGIN and self._settings.has_register:
-            incarnation = self._replica.incarnation
-            self._cas(View(self.seen.epoch + 1, incarnation, (incarnation,)))
+            self.ballot.claim()
         elif step is Step.BEGIN:
             seen = outcome.view.epoch if isinstance(outcome, Answer) else 0
             self._pairing.begin_history(why, seen)
         else:
             self._pairing.say(f"waiting for {self._settings.peer_name}: {why}")
-            self._again()
+            self.again()
 
     def _next_step(self, outcome: Answer | NoAnswer) -> tuple[Step, str]:
         replica = self._replica
@@ -393,7 +356,7 @@ class Inquiry:
             if outcome.incarnation == replica.incarnation:
                 return Step.WAIT, "that is this very node: its peer must be another one"
             if outcome.standing is Standing.SERVING:
-                known = self._known_epoch()
+                known = self.ballot.known_epoch()
                 if outcome.view.epoch < known:
                     return Step.WAIT, f"it serves in epoch {outcome.view.epoch}, known is {known}"
                 replica.heard_of_history = True
@@ -403,13 +366,9 @@ class Inquiry:
         if replica.role is Role.BACKUP:
             return Step.WAIT, "no primary there; this node has state but may not serve by itself"
         if self._settings.has_register:
-            return self._claim_or_wait(outcome)
+            is_silent = isinstance(outcome, NoAnswer) and self._has_been_silent()
+            return self.ballot.claim_or_wait(peer_is_silent=is_silent)
         return self._begin_or_wait(outcome)
-
-    def _known_epoch(self) -> int:
-        """No primary of a lower epoch is joined. (A node without state has none of its own.)"""
-        own = self._replica.view.epoch if self._replica.role is Role.BACKUP else 0
-        return max(own, self.seen.epoch)
 
     def _begin_or_wait(self, outcome: Answer | NoAnswer) -> tuple[Step, str]:
         """F5."""
@@ -433,33 +392,10 @@ class Inquiry:
         silent_ms = self._outside.boot_ms() - since_ms
         return not since_ms or silent_ms >= self._settings.promotion_timeout_ms
 
-    def _claim_or_wait(self, outcome: Answer | NoAnswer) -> tuple[Step, str]:
-        """An empty node, a register, and no primary that answers (F5)."""
-        seen, settings = self.seen, self._settings
-        if not self.register_answers or self._seen_ms < 0:
-            return Step.WAIT, "the view register has not answered"
-        if seen == NO_VIEW:
-            return Step.WAIT, "the view register is empty: 'holdfast view init' begins"
-        if seen.epoch < self._replica.view.epoch:
-            return Step.WAIT, (
-                f"the view register has forgotten: it is in epoch {seen.epoch}, this node has seen "
-                f"{self._replica.view.epoch}; 'holdfast view init --force --epoch' mends it"
-            )
-        if not seen.is_vacant:
-            return Step.WAIT, (
-                f"the register's primary of epoch {seen.epoch} is not there; if both nodes have "
-                "lost their state: 'holdfast view init --force'"
-            )
-        if settings.first_primary or self.bootstrap:
-            return Step.BEGIN, f"the register is vacant in epoch {seen.epoch}"
-        if isinstance(outcome, NoAnswer) and self._has_been_silent():
-            return Step.BEGIN, f"the register is vacant in epoch {seen.epoch}, the peer is silent"
-        return Step.WAIT, "the register is vacant: the node with --backup begins"
-
     def _join(self) -> None:
         wait_ms = self._pairing.join_again_ms - self._outside.boot_ms()
         if wait_ms > 0:
-            self._again(wait_ms)
+            self.again(wait_ms)
             return
         self._dialling = True
         self._outside.dial(ASK_TIMEOUT_MS)
@@ -473,182 +409,65 @@ class Inquiry:
         elif not wanted:
             link.close()
         if link is None and wanted:
-            self._again()
+            self.again()
         elif not wanted:
             self.proceed()
         return wanted
 
-    # -- the view register -----------------------------------------------------------------------
+    # -- the ballot ------------------------------------------------------------------------------
 
     def admit(self, proposal: View) -> None:
         """Have the joining backup made a member."""
-        if self._settings.has_register:
-            self._admission = proposal
-            if not self._register_is_busy and self._forced is None:  # else a tick sends it
-                self._cas(proposal)
-            return
-        # The only member of a view decides about it alone. A primary that was not told of its peer
-        # cannot ask it later: promotion is by hand then.
-        self._tell_member(proposal, may_promote_itself=self._settings.has_peer)
-
-    def _tell_member(self, view: View, *, may_promote_itself: bool) -> None:
-        timeout_ms = self._settings.backup_timeout_ms
-        self._replica.admit(view, may_promote_itself=may_promote_itself, timeout_ms=timeout_ms)
-        link = self._pairing.link
-        name = link.peer if link is not None else ""
-        text = f"backup {name} has everything: epoch {view.epoch - 1} -> {view.epoch}"
-        self._pairing.log("info", text)
+        self.ballot.admit(proposal)
 
     def forget_admission(self) -> None:
         """This node is no primary any more."""
-        self._admission = self._forced = None
+        self.ballot.withdraw()
+
+    @property
+    def seen(self) -> View:
+        """What the register showed last."""
+        return self.ballot.seen
+
+    @property
+    def register_answers(self) -> bool:
+        """Whether the register does, as far as is known."""
+        return self.ballot.register_answers
+
+    @property
+    def has_forgotten(self) -> bool:
+        """Whether the register is behind what this node knows, which only an operator mends."""
+        return self.ballot.has_forgotten
 
     def record(self, view: View) -> None:
-        """Tell the register of what an operator has forced, as soon as it can be told."""
-        if self._settings.has_register:
-            self._forced = view
-            self.look()
+        """Have the register told of what an operator has forced."""
+        self.ballot.record(view)
 
     def look(self) -> int:
-        """Read the register, if there is one, now or as soon as it has answered what is under way.
-        The number of that request, for ``has_looked``."""
-        if not self._settings.has_register:
-            return 0
-        self._looks_again = self._register_is_busy
-        if not self._register_is_busy:
-            self._get()
-            return self._requests
-        return self._requests + 1
+        """Read the register, if there is one; the request's number, for ``has_looked``."""
+        return self.ballot.look()
 
     def has_looked(self, number: int) -> bool:
-        """Whether that request, or a later one, has shown a view that is not behind what this node
-        knows. Without a register there is nothing to look at."""
-        return not number or (self._is_current and self._answered >= number)
-
-    def _propose_self(self) -> None:
-        after = self._last_view()
-        self._promoted_from = after
-        self._cas(after.alone(self._replica.incarnation))
-
-    def _get(self) -> None:
-        self._register_is_busy = True
-        self._requests += 1
-        self._outside.view_get()
-
-    def _cas(self, view: View) -> None:
-        if self._register_is_busy:
-            self._again()
-            return
-        self._register_is_busy = True
-        self._requests += 1
-        self._unsettled = view
-        self._outside.view_cas(view)
+        """Whether that request has shown a view that is not behind what this node knows."""
+        return self.ballot.has_looked(number)
 
     def on_view(self, result: Cas | None, view: View) -> None:
         """What the register said."""
-        self._register_is_busy = False
-        self._seen_ms = self._outside.boot_ms()
-        if self._pairing.stopping:
-            return
-        self._note_register(result is not Cas.UNDECIDED)
-        if result is Cas.UNDECIDED:
-            self._pairing.say("the view register does not answer")
-            self._after_register_failed()
-            return
-        self._is_current = False
-        self._answered = self._requests
-        known = self._known_epoch()
-        if self._replica.role is Role.PRIMARY:
-            known = max(known, self._replica.view.epoch)
-        if self._forced is not None and view.epoch == self._forced.epoch - 1:
-            self.seen = view  # it lacks what an operator has forced: the next tick says it
-            self.proceed()
-            return
-        if view.epoch < known:
-            self._pairing.say(
-                f"the view register has forgotten: it is in epoch {view.epoch}, this node knows "
-                f"{known}; nothing is decided by it until an operator mends it: 'holdfast view "
-                "init --from HOST:PORT', of the node that serves",
-                "warning",
-            )
-            self.has_forgotten = True
-            self._after_register_failed()
-            return
-        self.has_forgotten = False
-        self.seen = view
-        self._is_current = True
-        self._heed(view)
-        if self._looks_again and not self._register_is_busy:
-            self._looks_again = False
-            self._get()
-        self.proceed()
+        self.ballot.on_view(result, view)
 
-    def _note_register(self, answers: bool) -> None:
-        if answers != self.register_answers:
-            self.register_answers = answers
-            text = "answers again" if answers else "does not answer: no change of roles is possible"
-            self._pairing.log("info" if answers else "warning", f"the view register {text}")
+    def on_left_out(self, view: View) -> None:
+        """The view that stands goes on without this backup."""
+        if self.insists:
+            self.insists = False
+            self.refused = f"the view of epoch {view.epoch} goes on without this node"
+        self._taking_over = False
 
-    def _after_register_failed(self) -> None:
+    def on_register_failed(self) -> None:
+        """The register did not answer, or has forgotten: it decides nothing now."""
         if self.in_doubt():
-            self._again()
-        elif self._needs_primary():
-            self._ask_peer_all_the_same()
-
-    def _ask_peer_all_the_same(self) -> None:
-        if self._question is None and not self._dialling:
+            self.again()
+        elif self._needs_primary() and self._question is None and not self._dialling:
             self._ask("seek", "ASK")
-
-    def _heed(self, view: View) -> None:
-        """``view`` stands."""
-        replica = self._replica
-        if replica.role is Role.PRIMARY:
-            self._heed_as_primary(view)
-        elif replica.role is Role.BACKUP:
-            self._heed_as_backup(view)
-        elif view.primary == replica.incarnation:  # our claim has won, whenever that was
-            self._pairing.begin_history("the view register was vacant", view.epoch - 1)
-
-    def _heed_as_primary(self, view: View) -> None:
-        replica, pairing = self._replica, self._pairing
-        if self._forced is not None and view.epoch >= self._forced.epoch:
-            self._forced = None
-        if view.epoch < replica.view.epoch:
-            return
-        if view.epoch == replica.view.epoch and view.primary == replica.incarnation:
-            return
-        if view == replica.view.alone(replica.backup) and self._has_offered():
-            pairing.step_aside(view)
-            return
-        if view.primary != replica.incarnation:
-            vacant = ", vacant: an operator has declared the history lost" * view.is_vacant
-            self._stand_down(f"the view register is in epoch {view.epoch}{vacant}")
-            return
-        joined = replica.view.joined_by(replica.backup)
-        if view == joined and replica.phase is Phase.PROPOSED:
-            self._admission = None
-            if pairing.link is not None:
-                self._tell_member(view, may_promote_itself=True)
-            else:
-                replica.adopt(view)  # told too late: it is lost already
-        elif replica.phase >= Phase.PROPOSED and view.members == (replica.incarnation,):
-            if view.epoch == joined.epoch + 1:
-                replica.adopt(joined)  # both of our proposals have won, and no answer came
-            self._bypass(view, replica.view)
-
-    def _heed_as_backup(self, view: View) -> None:
-        replica = self._replica
-        if view.primary == replica.incarnation:
-            if view == self._promoted_from.alone(replica.incarnation):
-                self.reason = self.reason or "the view register says so"
-                self._bypass(view, self._promoted_from)
-        elif view.is_vacant and view.epoch > replica.view.epoch:
-            self._pairing.discard(f"the view register is vacant in epoch {view.epoch}")
-        elif replica.incarnation not in view.members and view.epoch > replica.view.epoch:
-            if self.insists:
-                self.insists = False
-                self.refused = f"the view of epoch {view.epoch} goes on without this node"
-            self._taking_over = False
 
     @property
     def _settings(self) -> Settings:

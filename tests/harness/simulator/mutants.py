@@ -17,6 +17,7 @@ from typing import Any
 
 from holdfast.compat import attempts, leases
 from holdfast.server.core import inquiry, snapshot
+from holdfast.server.core.ballot import Ballot
 from holdfast.server.core.executor import Executor
 from holdfast.server.core.failover import Answer, NoAnswer, Standing, Step, Verdict
 from holdfast.server.core.feed import Feed
@@ -25,6 +26,7 @@ from holdfast.server.core.lock_table import LockTable
 from holdfast.server.core.pairing import Pairing
 from holdfast.server.core.replica import Phase, Replica, Role
 from holdfast.server.core.reply_cache import ReplyCache
+from holdfast.server.core.sender import Sender
 from holdfast.server.core.state import LOCK, State
 from holdfast.server.core.view import Cas
 from holdfast.server.core.wait_queue import Line, WaitQueue
@@ -77,7 +79,7 @@ def _mutant(name: str, *patches: tuple[Any, str, Wrap], **options: Any) -> None:
 
 
 def _frame_too_low(original: Any) -> Any:
-    def hold_back(self: Replica, replies: Any, size_bytes: int) -> None:
+    def hold_back(self: Sender, replies: Any, size_bytes: int) -> None:
         original(self, replies, size_bytes)
         frame, *rest = self.held_back.pop()
         self.held_back.append((frame - 1, *rest))
@@ -110,8 +112,8 @@ def _release_abandoned(original: Any) -> Any:
     return stand_down
 
 
-_mutant("replies wait for one frame too few", (Replica, "hold_back", _frame_too_low))
-_mutant("acks of any epoch count", (Replica, "on_ack", _any_epoch))
+_mutant("replies wait for one frame too few", (Sender, "hold_back", _frame_too_low))
+_mutant("acks of any epoch count", (Sender, "on_ack", _any_epoch))
 _mutant(
     "refusals leave before the ack",
     (Process, "say", _at_once(lambda reply: reply.command == "lock" and reply.answer == 0)),
@@ -129,11 +131,11 @@ _mutant("a deposed primary answers what it held back", (Pairing, "stand_down", _
 
 def _without_register(role: Role) -> Wrap:
     def wrap(original: Any) -> Any:
-        def propose_self(self: Inquiry) -> None:
+        def propose_self(self: Ballot) -> None:
             replica = self._replica
             if replica.role is role:
-                after = self._last_view() if role is Role.BACKUP else replica.view
-                self._bypass(after.alone(replica.incarnation), after)
+                after = self.last_view() if role is Role.BACKUP else replica.view
+                self._inquiry.bypass(after.alone(replica.incarnation), after)
             else:
                 original(self)
 
@@ -143,11 +145,11 @@ def _without_register(role: Role) -> Wrap:
 
 
 def _unanswered_has_won(original: Any) -> Any:
-    def on_view(self: Inquiry, result: Any, view: Any) -> None:
+    def on_view(self: Ballot, result: Any, view: Any) -> None:
         replica = self._replica
         if result is Cas.UNDECIDED and replica.role is Role.PRIMARY and replica.blocked:
-            self._register_is_busy = False
-            self._bypass(replica.view.alone(replica.incarnation), replica.view)
+            self.is_busy = False
+            self._inquiry.bypass(replica.view.alone(replica.incarnation), replica.view)
         else:
             original(self, result, view)
 
@@ -155,10 +157,10 @@ def _unanswered_has_won(original: Any) -> Any:
 
 
 def _unanswered_has_lost(original: Any) -> Any:
-    def on_view(self: Inquiry, result: Any, view: Any) -> None:
+    def on_view(self: Ballot, result: Any, view: Any) -> None:
         replica = self._replica
-        if result is Cas.UNDECIDED and replica.phase is Phase.PROPOSED and self._admission:
-            self._admission = None
+        if result is Cas.UNDECIDED and replica.phase is Phase.PROPOSED and self.admission:
+            self.admission = None
             replica.phase = Phase.REQUIRED
             self._pairing.lose_link("its admission has failed")
         original(self, result, view)
@@ -170,14 +172,14 @@ def _proposed_is_dropped(original: Any) -> Any:
     def on_lost(self: Feed, why: str) -> None:
         if self._replica.phase is Phase.PROPOSED:
             self._replica.phase = Phase.REQUIRED
-            self._pairing.inquiry._admission = None
+            self._pairing.inquiry.ballot.admission = None
         original(self, why)
 
     return on_lost
 
 
 def _proposed_too_early(original: Any) -> Any:
-    def proposal(self: Replica) -> Any:
+    def proposal(self: Sender) -> Any:
         if self.phase in (Phase.CATCHING_UP, Phase.REQUIRED) and self.outbound is not None:
             return self.view.joined_by(self.backup)
         return None
@@ -222,22 +224,22 @@ def _same_after_restart(original: Any) -> Any:
 
 _mutant(
     "a primary goes on alone without the register",
-    (Inquiry, "_propose_self", _without_register(Role.PRIMARY)),
+    (Ballot, "propose_self", _without_register(Role.PRIMARY)),
     register=ETCD,
 )
 _mutant(
     "a backup is promoted without the register",
-    (Inquiry, "_propose_self", _without_register(Role.BACKUP)),
+    (Ballot, "propose_self", _without_register(Role.BACKUP)),
     register=ETCD,
 )
 _mutant(
     "a proposal without an answer counts as won",
-    (Inquiry, "on_view", _unanswered_has_won),
+    (Ballot, "on_view", _unanswered_has_won),
     register=ETCD,
 )
 _mutant(
     "an admission without an answer counts as lost",
-    (Inquiry, "on_view", _unanswered_has_lost),
+    (Ballot, "on_view", _unanswered_has_lost),
     register=ETCD,
 )
 _mutant(
@@ -247,7 +249,7 @@ _mutant(
 )
 _mutant(
     "a backup is proposed before it has everything",
-    (Replica, "proposal", _proposed_too_early),
+    (Sender, "proposal", _proposed_too_early),
 )
 _mutant(
     "a silent peer is bypassed at once",
