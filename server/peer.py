@@ -166,7 +166,9 @@ class Peer:
 
     # -- what is done at once --------------------------------------------------------------------
 
-    def adopt(self, joiner: Connection, incarnation: str, port: int) -> Link | None:
+    def adopt(
+        self, joiner: Connection, incarnation: str, port: int, formerly: str = ""
+    ) -> Link | None:
         """The connection of a backup that joins becomes the link (outside.py)."""
         if joiner.closed:
             return None
@@ -179,22 +181,23 @@ class Peer:
         self._backup_at = (host, port)
         self.follow(Address(host, port))
         link = self._new_link(sock, request_parser(), Address(host, port))
-        self._spawn(self._learn_address, link, incarnation)
+        self._spawn(self._learn_address, link, incarnation, formerly)
         return link
 
-    def _learn_address(self, link: Link, incarnation: str) -> None:
+    def _learn_address(self, link: Link, incarnation: str, formerly: str) -> None:
         """Find out where to ask for this backup once its link is lost (waits): at the configured
         address if it answers there, which may lead through a proxy; else where it says it is."""
         configured, replica = self._node.config.peer, self.pairing.replica
         while configured is not None and replica.backup == incarnation:
+            was_member = replica.phase is Phase.MEMBER
             answer = ask(configured, _LOOK_S * 10, "ASK")
-            is_it = isinstance(answer, Answer) and answer.incarnation == incarnation
+            is_it = isinstance(answer, Answer) and answer.incarnation in (incarnation, formerly)
             if is_it and replica.backup == incarnation:
                 link.address = configured
                 self.follow(configured)
-            if is_it or replica.phase is Phase.MEMBER:
+            if is_it or was_member:
                 return
-            gevent.sleep(_LOOK_S)  # it becomes that incarnation when the stream begins
+            gevent.sleep(_LOOK_S)
 
     def release(self, replies: Iterable[tuple[Any, bytes]]) -> None:
         """Let replies go that no longer wait for the backup (outside.py)."""

@@ -26,6 +26,7 @@ from holdfast.server.core.failover import Answer, NoAnswer, Standing
 from holdfast.server.core.feed import Joiner
 from holdfast.server.core.inquiry import ASK_TIMEOUT_MS
 from holdfast.server.core.replica import Phase, Role
+from holdfast.server.core.stream import PROTOCOL_VERSION
 from holdfast.server.core.view import NO_VIEW, View
 
 ALONE, DEPOSED, WAITS, PROMOTED, REJOINS = "alone", "deposed", "waits", "promoted", "rejoins"
@@ -923,7 +924,7 @@ def test_what_a_node_says_when_it_joins() -> None:
     duo.backup.dialling = False
     duo.backup.pairing.on_dialled(link)
     (words,) = link.take()
-    assert words[:3] == [b"PEER", b"JOIN", b"2"]
+    assert words[:3] == [b"PEER", b"JOIN", PROTOCOL_VERSION]
     asks = joiner_of(words, link)
     assert (asks.incarnation, asks.formerly, asks.port) == ("B2", "B1", 7_066)
     assert asks.point == duo.backup.replica.point

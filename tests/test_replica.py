@@ -457,7 +457,7 @@ def test_a_new_backup_that_acknowledges_releases_nothing_of_before_it() -> None:
 def test_at_the_limit_of_unacknowledged_entries_new_work_is_refused_and_repeats_are_not(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("holdfast.server.core.replica._UNACKED_LIMIT", 5)
+    monkeypatch.setattr("holdfast.server.core.sender._UNACKED_LIMIT", 5)
     pair = joined()
     primary = pair.primary.replica
     assert primary.outbound is not None
@@ -489,7 +489,7 @@ def test_at_the_limit_of_unacknowledged_entries_new_work_is_refused_and_repeats_
 def test_what_a_promotion_skips_covers_all_that_was_appended_unacknowledged(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("holdfast.server.core.replica._UNACKED_LIMIT", 5)
+    monkeypatch.setattr("holdfast.server.core.sender._UNACKED_LIMIT", 5)
     for lost in range(7):
         pair = joined()
         for n in range(lost):

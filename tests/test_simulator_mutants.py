@@ -15,6 +15,8 @@ from harness.simulator.run import run_seed
 def test_the_simulator_catches(name: str, measured: list[str]) -> None:
     seed, how = hunt(name)
     assert seed >= 0, f"{name}: it survives"
+    mistakes = ("AttributeError", "NameError", "TypeError")
+    assert not any(each in how for each in mistakes), f"{name}: the mutant itself is wrong\n{how}"
     measured.append(f"mutant caught at seed {seed}: {name}")
     print(how)
 

@@ -145,7 +145,9 @@ class Feed:
         if replica.role is not Role.PRIMARY or replica.phase is not Phase.NONE:
             self._outside.drop([(joiner.connection, b"")], "it asked to join, and cannot any more")
             return
-        link = self._outside.adopt(joiner.connection, joiner.incarnation, joiner.port)
+        link = self._outside.adopt(
+            joiner.connection, joiner.incarnation, joiner.port, joiner.formerly
+        )
         if link is None:
             return
         pairing = self._pairing

@@ -90,8 +90,9 @@ class Outside(Protocol):
     def call_later(self, delay_ms: int) -> None:
         """Call ``proceed`` then. A new call takes the place of the one before."""
 
-    def adopt(self, joiner: Any, incarnation: str, port: int) -> Link | None:
-        """Turn the connection that asked to join into a link; None: it is gone."""
+    def adopt(self, joiner: Any, incarnation: str, port: int, formerly: str = "") -> Link | None:
+        """Turn the connection that asked to join into a link; None: it is gone. ``incarnation`` and
+        ``formerly``: what the backup will be called from now on, and is until the stream begins."""
 
     def release(self, replies: Iterable[tuple[Any, bytes]]) -> None:
         """Replies of earlier turns may leave."""

@@ -63,7 +63,9 @@ class RegisterExecutor:
                 known = executor.overtaken(reqid)  # (X1)
             if known is not None:
                 return known
-        if state.offset >= replica.offset_limit or replica.overflows:
+        # (Room for every end that it sees: one that could not be appended would be overlooked.)
+        room = replica.offset_limit - state.offset
+        if room < limits.ENTRIES_PER_REQUEST_MAX or replica.overflows:
             return Refused.TRY_AGAIN
         if replica.no_grants is Refused.NO_REPLICAS:
             return Refused.NO_REPLICAS
@@ -101,8 +103,9 @@ class RegisterExecutor:
         if duration_ms <= 0:
             return self.delete(name)
         expires_at_ms = self._executor.end_ms(duration_ms)
+        is_scheduled = self._is_live(expires_at_ms, name)
         answer = self._end_at(name, expires_at_ms)
-        if answer == 1:
+        if answer == 1 and not is_scheduled:
             self.deadlines.add(expires_at_ms, expires_at_ms, name)
         return answer
 

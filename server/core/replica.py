@@ -52,12 +52,6 @@ from .view import View
 
 __all__ = ["BacklogOverrun", "Phase", "Replica", "Replies", "Role"]
 
-# A request that is let through may append a few entries more than one; and what is due without
-# being asked has its share: one step at a time (an end and a grant each) is under way.
-_UNACKED_LIMIT = (
-    limits.UNACKED_ENTRIES_MAX - limits.ENTRIES_PER_REQUEST_MAX - 3 * limits.DUE_PER_TURN
-)
-
 
 class Replica(Sender):
     """One node's part in the pair."""
@@ -69,7 +63,7 @@ class Replica(Sender):
         clock: Callable[[], int] | None = None,
     ) -> None:
         """``clock`` gives CLOCK_BOOTTIME in milliseconds; without one, turns take no time."""
-        super().__init__(incarnation, min_backups, clock, _UNACKED_LIMIT)
+        super().__init__(incarnation, min_backups, clock)
         self.heard_of_history = False
         self.stalls = 0  # how often this node stood still (F4 of failover.py)
         self._reigns_since = 0  # the epoch in which this node became the primary

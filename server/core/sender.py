@@ -56,6 +56,13 @@ HeldBack = tuple[int, int, Replies, int]
 """One turn's replies that wait for the backup: frame, since when (ms), replies, their bytes."""
 
 
+# A request that is let through may append a few entries more than one; and what is due without
+# being asked has its share: one step at a time (an end and a grant each) is under way.
+_UNACKED_LIMIT = (
+    limits.UNACKED_ENTRIES_MAX - limits.ENTRIES_PER_REQUEST_MAX - 3 * limits.DUE_PER_TURN
+)
+
+
 class BacklogOverrun(Exception):
     """The joining backup is slower than the writes: its snapshot has to be cut anew."""
 
@@ -70,14 +77,11 @@ class Sender:
         incarnation: str,
         min_backups: int,
         clock: Callable[[], int] | None,
-        unacked_max: int,
     ) -> None:
-        """``unacked_max``: how many entries requests may append that no ack covers yet."""
         self.incarnation = incarnation
         self._now_ms: int = 0
         self._clock = clock or (lambda: self._now_ms)
         self.min_backups = min_backups
-        self._unacked_max = unacked_max
         self.role = Role.EMPTY  # until ``Replica`` changes it
         self.view = NO_VIEW
         self.state: State = State("", 0, 0, 0)
@@ -192,7 +196,7 @@ class Sender:
         outbound = self.outbound
         is_new = outbound.on_ack(frame, offset)
         if self.phase >= Phase.REQUIRED:
-            limit = outbound.acked_offset + self._unacked_max
+            limit = outbound.acked_offset + _UNACKED_LIMIT
             self.offset_limit = max(self.offset_limit, limit)
         if self.stalled and frame > self._stalled_at_frame:
             self.stalled = False
@@ -348,7 +352,7 @@ class Sender:
         self.holding = True
         # (Not from the acked offset, which may lie before a promotion's skip: before this backup is
         # a member it has acknowledged all that is here, and is not promoted.)
-        self.offset_limit = self.state.offset + self._unacked_max
+        self.offset_limit = self.state.offset + _UNACKED_LIMIT
         self._required_frame = self._frame_message(stream.BEAT, self.state.offset)
 
     @property

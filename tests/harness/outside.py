@@ -122,7 +122,9 @@ class World:
         assert delay_ms > 0
         self.timer_ms = delay_ms
 
-    def adopt(self, joiner: Any, incarnation: str, port: int) -> ScriptedLink | None:
+    def adopt(
+        self, joiner: Any, incarnation: str, port: int, formerly: str = ""
+    ) -> ScriptedLink | None:
         assert isinstance(joiner, ScriptedLink)
         if joiner.closed:
             return None

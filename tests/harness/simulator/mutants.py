@@ -187,10 +187,6 @@ def _proposed_too_early(original: Any) -> Any:
     return proposal
 
 
-def _own_view_only(original: Any) -> Any:
-    return lambda self: self._replica.view
-
-
 def _silence_is_death(original: Any) -> Any:
     def judge(outcome: Any, **facts: Any) -> Any:
         if outcome is NoAnswer.SILENT:
@@ -348,9 +344,9 @@ def _time_runs_ahead(original: Any) -> Any:
 def _renewed_here_only(original: Any) -> Any:
     def renew(self: Executor, name: bytes, token: int, lease_ms: int) -> Any:
         grant = self._replica.state.locks.held.get(name)
-        if grant is None or grant[0] != token or self._has_passed(grant):
+        if grant is None or grant[0] != token or self.has_passed(grant[4]):
             return original(self, name, token, lease_ms)
-        return self._replica.state.locks.renew(name, token, self._lease_end_ms(lease_ms))
+        return self._replica.state.locks.renew(name, token, self.end_ms(lease_ms))
 
     return renew
 
@@ -368,7 +364,7 @@ def _shortens(original: Any) -> Any:
         held = self._replica.state.locks.held
         grant = held.get(name)
         if grant is not None and grant[0] == token and grant[4] > 0:
-            held[name] = (*grant[:4], min(grant[4], self._lease_end_ms(lease_ms)))
+            held[name] = (*grant[:4], min(grant[4], self.end_ms(lease_ms)))
         return original(self, name, token, lease_ms)
 
     return renew

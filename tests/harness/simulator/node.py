@@ -411,7 +411,9 @@ class Process:
         if number == self._later:
             self.pairing.proceed()
 
-    def adopt(self, joiner: Door, incarnation: str, port: int) -> SimLink | None:
+    def adopt(
+        self, joiner: Door, incarnation: str, port: int, formerly: str = ""
+    ) -> SimLink | None:
         """A connection becomes a link."""
         if joiner.end.closed:
             return None

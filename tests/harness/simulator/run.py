@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from harness.checkers import check_all, check_tokens
 from harness.checkers.history import History
 from holdfast.server.core import limits
-from holdfast.server.core import replica as replica_module
+from holdfast.server.core import sender as sender_module
 
 from .cluster import Cluster
 from .faults import Faults
@@ -62,14 +62,14 @@ def _limits_of(options: Options) -> Iterator[None]:
         yield
         return
     before = {name: getattr(limits, name) for name in SMALL_LIMITS}
-    unacked = replica_module._UNACKED_LIMIT
+    unacked = sender_module._UNACKED_LIMIT
     for name, value in SMALL_LIMITS.items():
         setattr(limits, name, value)
-    replica_module._UNACKED_LIMIT = SMALL_UNACKED
+    sender_module._UNACKED_LIMIT = SMALL_UNACKED
     try:
         yield
     finally:
-        replica_module._UNACKED_LIMIT = unacked
+        sender_module._UNACKED_LIMIT = unacked
         for name, value in before.items():
             setattr(limits, name, value)
 
