@@ -22,7 +22,14 @@ if TYPE_CHECKING:
         LockLostError,
         LockNotAcquiredError,
         LockNotHeldError,
+        MaybeError,
+        NoKeyError,
+        RegisterError,
+        RegisterLock,
+        StaleTokenError,
         UnavailableError,
+        VersionError,
+        Versioned,
     )
 
 __version__: str
@@ -37,7 +44,14 @@ __all__ = [
     "LockLostError",
     "LockNotAcquiredError",
     "LockNotHeldError",
+    "MaybeError",
+    "NoKeyError",
+    "RegisterError",
+    "RegisterLock",
+    "StaleTokenError",
     "UnavailableError",
+    "VersionError",
+    "Versioned",
     "__version__",
 ]
 

@@ -18,10 +18,17 @@ if TYPE_CHECKING:
         LockLostError,
         LockNotAcquiredError,
         LockNotHeldError,
+        MaybeError,
+        NoKeyError,
+        RegisterError,
+        StaleTokenError,
         UnavailableError,
+        VersionError,
     )
     from .lock import Lock
-from .outcomes import FencingToken
+    from .outcomes import FencingToken
+    from .register_lock import RegisterLock
+    from .registers import Versioned
 
 __all__ = [
     "AsyncClerk",
@@ -34,14 +41,24 @@ __all__ = [
     "LockLostError",
     "LockNotAcquiredError",
     "LockNotHeldError",
+    "MaybeError",
+    "NoKeyError",
+    "RegisterError",
+    "RegisterLock",
+    "StaleTokenError",
     "UnavailableError",
+    "VersionError",
+    "Versioned",
 ]
 
 _MODULES = {
     "AsyncClerk": "async_clerk",
     "AsyncLock": "async_lock",
     "Clerk": "clerk",
+    "FencingToken": "outcomes",
     "Lock": "lock",
+    "RegisterLock": "register_lock",
+    "Versioned": "registers",
 }
 
 

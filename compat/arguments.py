@@ -8,6 +8,9 @@ from __future__ import annotations
 # Of a lock, an owner, a pattern.
 NAME_BYTES_MAX = 512
 
+# Of a register.
+VALUE_BYTES_MAX = 65_536
+
 # The longest lease that a node gives: 365 days.
 LEASE_MS_MAX = 31_536_000_000
 
@@ -22,6 +25,26 @@ def owner_name(owner: str | bytes | None) -> bytes | None:
 
 def glob_pattern(match: str | bytes | None) -> bytes | None:
     return None if match is None else _words("a pattern", match)
+
+
+def register_key(key: str | bytes) -> bytes:
+    return _words("a register's key", key)
+
+
+def register_value(value: str | bytes) -> bytes:
+    encoded = _bytes("a register's value", value)
+    if len(encoded) > VALUE_BYTES_MAX:
+        raise ValueError(f"a register holds {VALUE_BYTES_MAX} bytes at most, not {len(encoded)}")
+    return encoded
+
+
+def register_version(value: int) -> int:
+    """0: there is no register yet."""
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"a version must be an int, not {type(value).__name__}")
+    if value < 0:
+        raise ValueError(f"a version is not below 0, it is {value}")
+    return int(value)
 
 
 def length_ms(what: str, value: int) -> int:
@@ -58,12 +81,15 @@ def _whole_ms(what: str, value: int) -> int:
 
 
 def _words(what: str, value: str | bytes) -> bytes:
-    if isinstance(value, str):
-        encoded = value.encode()
-    elif isinstance(value, bytes):
-        encoded = value
-    else:
-        raise TypeError(f"{what} must be str or bytes, not {type(value).__name__}")
+    encoded = _bytes(what, value)
     if not 1 <= len(encoded) <= NAME_BYTES_MAX:
         raise ValueError(f"{what} has 1 to {NAME_BYTES_MAX} bytes, not {len(encoded)}")
     return encoded
+
+
+def _bytes(what: str, value: str | bytes) -> bytes:
+    if isinstance(value, str):
+        return value.encode()
+    if isinstance(value, bytes):
+        return value
+    raise TypeError(f"{what} must be str or bytes, not {type(value).__name__}")

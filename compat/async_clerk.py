@@ -1,8 +1,8 @@
 """AsyncClerk: Clerk for the tasks of an event loop.
 
-The decisions are Clerk's own (`attempts`, `leases`), and so is what both say to their callers
-(`outcomes`); what differs is how to wait. A cancellation is here what a signal's handler is there:
-an `acquire` that is cancelled is undone.
+The decisions are Clerk's own (`attempts`, `leases`, `registers`), and so is what both say to their
+callers (`outcomes`); what differs is how to wait. A cancellation is here what a signal's handler is
+there: an `acquire` that is cancelled is undone.
 
 The undoing is a task. Whoever ends the loop cancels all tasks, as `asyncio.run` does: then the undo
 under way is given a second more, for which `asyncio.run` waits.
@@ -11,14 +11,16 @@ under way is given a second more, for which `asyncio.run` waits.
 from __future__ import annotations
 
 import asyncio
+import inspect
 import logging
-from collections.abc import AsyncIterator, Callable, Sequence
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from types import TracebackType
 from typing import Any
 
 from . import sessions
 from .arguments import fencing_token as checked_token
-from .arguments import glob_pattern, length_ms, lock_name
+from .arguments import glob_pattern, length_ms, lock_name, register_key
 from .async_endpoints import AsyncEndpoint, AsyncNodes, target_of
 from .async_lock import AsyncLock
 from .attempts import (
@@ -31,11 +33,16 @@ from .attempts import (
     verify_request,
 )
 from .endpoints import now_us
+from .errors import NoKeyError, VersionError
 from .leases import Acquisition, Wanted
 from .outcomes import REFUSED, FencingToken, fields_of, page_of, value_of
+from .registers import Fence, Put, Update, Versioned, fence_of, get_request, left_alone, put_of
 from .sessions import Abandoned, SessionBase, Undos, new_clients, wanted
 
 _log = logging.getLogger(__name__)
+
+# What a function given to `update` returns; None: leave the register as it is.
+Written = str | bytes | None
 
 
 class AsyncClerk:
@@ -134,6 +141,40 @@ class AsyncClerk:
             raise_on_release_error=raise_on_release_error,
         )
 
+    async def get(self, key: str | bytes) -> Versioned:
+        """The register's value and its version, to be unpacked: see `Clerk.get`."""
+        return await self._open_session().get(register_key(key), self._deadline_us)
+
+    async def put(
+        self,
+        key: str | bytes,
+        value: str | bytes,
+        version: int,
+        *,
+        fence: Fence | None = None,
+        once: bool = True,
+    ) -> int:
+        """Writes the register if it has that version: see `Clerk.put`. One that is cancelled may
+        have been done, or be done yet, like one that raised IndeterminateError.
+        """
+        put = put_of(key, value, version, fence)
+        return await self._open_session().put(put, once, self._deadline_us)
+
+    async def update(
+        self,
+        key: str | bytes,
+        function: Callable[[bytes | None], Written | Awaitable[Written]],
+        *,
+        fence: Fence | None = None,
+        once: bool = True,
+    ) -> Versioned:
+        """Reads, writes what `function` makes of it, again while somebody else was faster: see
+        `Clerk.update`. `function` may be a coroutine function.
+        """
+        wanted = Update(self._deadline_us, now_us(), random.random)
+        session = self._open_session()
+        return await session.update(register_key(key), function, fence_of(fence), once, wanted)
+
     async def close(self) -> None:
         """Closes all connections, after waiting a second at most for undos that are under way.
         Calls under way end as usual; new ones are refused. One that was cancelled may be repeated.
@@ -201,7 +242,7 @@ class AsyncClerk:
         return await self._open_session().renew(request, lease_ms, deadline_us)
 
     async def _read(self, request: Request) -> Any:
-        return await self._open_session().read(request, self._deadline_us)
+        return await self._open_session().ask(request, self._deadline_us)
 
 
 class _AsyncSession(SessionBase):
@@ -271,9 +312,52 @@ class _AsyncSession(SessionBase):
         renewed = value_of(request, await self._nodes.perform(call))
         return call.first_sent_us if renewed else None
 
-    async def read(self, request: Request, deadline_us: int) -> Any:
+    async def ask(self, request: Request, deadline_us: int) -> Any:
+        """The answer to a request that has no id."""
         call = self._nodes.call(request, deadline_us)
         return value_of(request, await self._nodes.perform(call))
+
+    async def get(self, key: bytes, deadline_us: int) -> Versioned:
+        return Versioned(*await self.ask(get_request(key), deadline_us))
+
+    async def put(self, put: Put, once: bool, deadline_us: int) -> int:
+        if once:
+            return await self.change(put.request, deadline_us)
+        return int(await self.ask(put.request(), deadline_us))
+
+    async def update(
+        self,
+        key: bytes,
+        function: Callable[[bytes | None], Written | Awaitable[Written]],
+        fence: tuple[bytes, int] | None,
+        once: bool,
+        update: Update,
+    ) -> Versioned:
+        while True:
+            found = await self._find(key, update.left_us(now_us()))
+            begun_us = now_us()
+            value = function(None if found is None else found.value)
+            if inspect.isawaitable(value):
+                value = await value
+            update.applied(now_us() - begun_us)
+            if value is None:
+                return left_alone(key, found)
+            put = put_of(key, value, 0 if found is None else found.version, fence)
+            try:
+                version = await self.put(put, once, update.left_us(now_us()))
+            except (VersionError, NoKeyError):
+                pause_us = update.conflict(now_us())
+                if pause_us is None:
+                    raise
+                await asyncio.sleep(pause_us / 1_000_000)
+            else:
+                return Versioned(put.value, version)
+
+    async def _find(self, key: bytes, deadline_us: int) -> Versioned | None:
+        try:
+            return await self.get(key, deadline_us)
+        except NoKeyError:
+            return None
 
     async def close(self) -> None:
         await self._undoer.wait_idle(sessions.UNDO_AT_END_MS)

@@ -6,7 +6,7 @@ repeat is harmless, and any answer is the answer. What has to be decided is what
 thing that can be *seen* of one attempt:
 
     seen            means                                             then
-    ANSWERED        final                                             return it
+    ANSWERED        final; a refusal of VPUT is an answer too (R7)    return it
     NOT_SENT        this attempt reached nobody                       next node
     NOT_EXECUTED    this node did not do it (-READONLY and the like)  next node
     LOST            it was sent and may have been executed            next node, and remember it
@@ -23,7 +23,7 @@ Rules that the tests hold:
 
  R1  "Not done" is said only if no attempt was ever LOST. A -READONLY or an -ERR from one node says
      nothing of a copy that another node took in before: after a LOST attempt only an answer ends
-     the doubt.
+     the doubt (and without a request id not every answer does: R7).
  R2  The nodes are tried in turn, the next one at once. Waiting starts only when all of them have
      failed in a row, and is short at first: a failover takes a few milliseconds.
  R3  A client id has one request at a time and its numbers rise from 1. It goes back to the pool
@@ -35,6 +35,9 @@ Rules that the tests hold:
          first, so that the next request of this Clerk freezes any late copy of that release
          before it could meet a lock that was granted later. Sending the release once more, later,
          would be worse than useless: by then the lock may be somebody else's;
+       - an indeterminate `put` is treated like a release. It cannot be undone: what it has written
+         over is gone. A late copy can write only as long as the version fits, and the next request
+         of this Clerk that has an id freezes it, for the client id is lent first;
        - after -REQUESTGONE somebody else has used higher numbers: never use that id again.
 
  R4  An attempt that has no time left for its answer turns a certain "not done" into doubt. So the
@@ -50,7 +53,17 @@ Rules that the tests hold:
      of the call comes after the wait. A call that waits as long as it takes ends when for the time
      of its deadline no node has shown that it keeps our place: then nothing is being waited for.
 
-What a grant is worth once it has come is decided in `leases`.
+ R7  -NOKEY, -VERSION and -STALETOKEN are what VGET and VPUT answer, not errors on the way to an
+     answer. To a put with a request id they are its first answer, and settle what was LOST before.
+     Without an id nothing was remembered, and such a refusal may have been brought about by our
+     own copy, which was LOST and yet done. So then, and only then, the put is in doubt:
+
+         put (version 6), no id   ──▶ node: writes version 7; the reply is lost
+         the same once more       ──▶ node: -VERSION the current version is 7
+
+     It is a doubt that one reading ends: the version has gone on, no copy will fit any more.
+
+What a grant is worth once it has come is decided in `leases`, registers in `registers`.
 
 Instants and lengths are integers in microseconds (`_us`), on any clock that does not go back.
 """
@@ -77,6 +90,9 @@ SENDING_MIN_US = 2_000
 NOT_EXECUTED_CODES = frozenset({"READONLY", "NOREPLICAS", "TRYAGAIN", "MASTERDOWN", "LOADING"})
 GONE_CODE = "REQUESTGONE"
 
+# Answers that refuse a put, or a get (R7).
+REFUSAL_CODES = frozenset({"NOKEY", "VERSION", "STALETOKEN"})
+
 
 class Kind(Enum):
     """What a request is to its caller."""
@@ -89,17 +105,20 @@ class Kind(Enum):
     INSPECT = "inspect"
     LIST = "list"
     PING = "ping"
+    GET = "get"
+    PUT = "put"
 
 
 # They change nothing: asked again as often as one likes, and never in doubt.
-_READS = frozenset({Kind.VERIFY, Kind.INSPECT, Kind.LIST, Kind.PING})
+_READS = frozenset({Kind.VERIFY, Kind.INSPECT, Kind.LIST, Kind.PING, Kind.GET})
 
 
 @dataclass(frozen=True)
 class Request:
     """One request, the same words at every attempt but for what is left of a wait.
 
-    `request_id` is empty for a read, and for a renewal: that may be done twice.
+    `request_id` is empty for a read, for a renewal, which may be done twice, and for a put that is
+    to leave nothing behind (R7).
     """
 
     kind: Kind
@@ -110,6 +129,14 @@ class Request:
     @property
     def command(self) -> str:
         return self.words[0].decode()
+
+
+@dataclass(frozen=True)
+class PutRequest(Request):
+    """VPUT. `version` is that which the register must have; `fence` a lock and its grant."""
+
+    version: int
+    fence: tuple[bytes, int] | None
 
 
 class Client:
@@ -217,6 +244,13 @@ class Fate(Enum):
     REJECTED = "rejected"
 
 
+class Refusal(NamedTuple):
+    """An answer that begins with one of REFUSAL_CODES; `current_version` is what -VERSION says."""
+
+    code: str
+    current_version: int = 0
+
+
 class Seen(NamedTuple):
     """`value` is the reply of ANSWERED, `error` the reason of any other fate."""
 
@@ -243,7 +277,8 @@ class Send(NamedTuple):
 
 class Finish(NamedTuple):
     """Do: tell the caller. `error` is what decided; `lost` the first attempt that went unanswered,
-    `node` the one that answered, `gone` whether the server has forgotten the outcome.
+    `node` the one that answered, `gone` whether the server has forgotten the outcome. A `value` of
+    an indeterminate call is the refusal that may be of its own making (R7).
     """
 
     verdict: Verdict
@@ -336,13 +371,12 @@ class Call:
         return step
 
     def _decide(self, seen: Seen, now_us: int) -> Send | Finish:
-        if seen.fate is Fate.ANSWERED and not _fits(self.request.kind, seen.value):
+        if seen.fate is Fate.ANSWERED and not _fits(self.request, seen.value):
             # Whatever said that is no lock server, or not in step with us: it answered nothing.
             seen = Seen(Fate.LOST, error=ValueError(f"unexpected reply {seen.value!r:.80}"))
         match seen.fate:
             case Fate.ANSWERED:
-                node = self._node
-                return Finish(Verdict.ANSWERED, self.tries, value=seen.value, node=node)
+                return self._answered(seen.value)
             case Fate.LOST:
                 self._remember_lost(seen.error)
                 return self._again(seen.error, now_us)
@@ -377,6 +411,14 @@ class Call:
         if self._lost is None and not self._is_read:
             self._lost = error
 
+    def _answered(self, value: Any) -> Finish:
+        may_be_our_own_doing = isinstance(value, Refusal) and not self.request.request_id
+        in_doubt = self._lost is not None and may_be_our_own_doing
+        finish = Finish(Verdict.ANSWERED, self.tries, value=value, node=self._node)
+        if in_doubt:
+            finish = finish._replace(verdict=Verdict.INDETERMINATE, lost=self._lost)
+        return finish
+
     def _again(self, error: Exception | None, now_us: int) -> Send | Finish:
         left_us = self.deadline_us - now_us
         if left_us < ATTEMPT_MIN_US:
@@ -401,8 +443,8 @@ class Call:
         return Finish(verdict, self.tries, error=error, lost=self._lost)
 
 
-def _fits(kind: Kind, value: object) -> bool:
-    match kind:
+def _fits(request: Request, value: object) -> bool:
+    match request.kind:
         case Kind.ACQUIRE:
             return type(value) is int and value >= 0
         case Kind.RELEASE | Kind.UNDO | Kind.RENEW | Kind.VERIFY:
@@ -411,8 +453,21 @@ def _fits(kind: Kind, value: object) -> bool:
             return isinstance(value, dict) or (isinstance(value, list) and len(value) % 2 == 0)
         case Kind.LIST:
             return isinstance(value, list) and len(value) == 2 and isinstance(value[1], list)
+        case Kind.GET:
+            return _is_register(value) or (isinstance(value, Refusal) and value.code == "NOKEY")
+        case Kind.PUT:
+            assert isinstance(request, PutRequest)
+            is_next = type(value) is int and value == request.version + 1
+            return is_next or isinstance(value, Refusal)
         case Kind.PING:
             return True
+
+
+def _is_register(value: object) -> bool:
+    """A value and a version."""
+    if not (isinstance(value, list) and [type(each) for each in value] == [bytes, int]):
+        return False
+    return bool(value[1] > 0)
 
 
 class Aftermath(Enum):

@@ -1,7 +1,9 @@
-"""Clerk: takes and gives back named locks on a pair of nodes, and follows a failover by itself.
+"""Clerk: takes and gives back named locks on a pair of nodes, reads and writes versioned registers,
+and follows a failover by itself.
 
-What to do about each thing that can happen is decided in `attempts` and `leases`, sending and
-receiving is in `endpoints`; here they are joined, for any number of threads or greenlets.
+What to do about each thing that can happen is decided in `attempts`, `leases` and `registers`,
+sending and receiving is in `endpoints`; here they are joined, for any number of threads or
+greenlets.
 
 In a program patched by gevent the threads of this package are greenlets, in any other they are
 threads, since `threading` and `time` are looked up when used. Nothing is ever patched here. They
@@ -13,6 +15,7 @@ from __future__ import annotations
 import atexit
 import logging
 import os
+import random
 import threading
 import time
 import weakref
@@ -22,7 +25,7 @@ from typing import Any
 
 from . import sessions
 from .arguments import fencing_token as checked_token
-from .arguments import glob_pattern, length_ms, lock_name
+from .arguments import glob_pattern, length_ms, lock_name, register_key
 from .attempts import (
     Client,
     Request,
@@ -33,9 +36,11 @@ from .attempts import (
     verify_request,
 )
 from .endpoints import Endpoint, InheritedError, Nodes, now_us, target_of
+from .errors import NoKeyError, VersionError
 from .leases import Acquisition, Wanted
 from .lock import Lock
 from .outcomes import REFUSED, FencingToken, fields_of, page_of, value_of
+from .registers import Fence, Put, Update, Versioned, fence_of, get_request, left_alone, put_of
 from .sessions import Abandoned, SessionBase, Undos, new_clients, wanted
 
 _log = logging.getLogger(__name__)
@@ -181,6 +186,60 @@ class Clerk:
             raise_on_release_error=raise_on_release_error,
         )
 
+    def get(self, key: str | bytes) -> Versioned:
+        """The register's value and its version, to be unpacked; NoKeyError if there is none."""
+        return self._open_session().get(register_key(key), self._deadline_us)
+
+    def put(
+        self,
+        key: str | bytes,
+        value: str | bytes,
+        version: int,
+        *,
+        fence: Fence | None = None,
+        once: bool = True,
+    ) -> int:
+        """Writes the register if it has that version, and returns the new one; 0 makes a register
+        that is not there. Of several puts with one version one is done.
+
+        fence  a lock's name and a fencing token, or a lock object that is held: writes only while
+               that is the current grant of the lock
+        once   the request has an id, for which the nodes remember the answer, as for a lock: sent
+               again it is answered as it was the first time. False: nothing is remembered, and
+               a put that was lost, sent again and refused may be what it was refused for
+
+        Nothing was written, and a new reading is needed: VersionError (it has another version),
+        NoKeyError (there is none, and `version` was above 0), StaleTokenError (the fence).
+        Nobody knows whether it was written: IndeterminateError; with `once=False` also MaybeError,
+        which a new reading settles.
+        """
+        put = put_of(key, value, version, fence)
+        return self._open_session().put(put, once, self._deadline_us)
+
+    def update(
+        self,
+        key: str | bytes,
+        function: Callable[[bytes | None], str | bytes | None],
+        *,
+        fence: Fence | None = None,
+        once: bool = True,
+    ) -> Versioned:
+        """Reads the register, writes what `function` makes of its value, and does both again while
+        somebody else was faster; returns what was written, and its version.
+
+        `function` is given None if there is no register, and may be called many times: it should do
+        nothing but compute. Returns it None, the register is left as it is, and what `get` says of
+        it is what this says.
+
+        `fence` and `once` are those of `put`. Whoever was not faster by the deadline, in which the
+        time that `function` takes is not counted, gets the VersionError (or NoKeyError) of the last
+        try. After an IndeterminateError the last value that `function` returned may have been
+        written, or not: to do it again may be to do it twice.
+        """
+        wanted = Update(self._deadline_us, now_us(), random.random)
+        session = self._open_session()
+        return session.update(register_key(key), function, fence_of(fence), once, wanted)
+
     def close(self) -> None:
         """Closes all connections, after waiting a second at most for undos that are under way (any
         left over go on in the background). Calls under way end as usual; new ones are refused.
@@ -236,7 +295,7 @@ class Clerk:
         return self._open_session().renew(request, lease_ms, deadline_us)
 
     def _read(self, request: Request) -> Any:
-        return self._open_session().read(request, self._deadline_us)
+        return self._open_session().ask(request, self._deadline_us)
 
 
 class _Session(SessionBase):
@@ -300,8 +359,49 @@ class _Session(SessionBase):
         renewed = value_of(request, self._nodes.perform(call))
         return call.first_sent_us if renewed else None
 
-    def read(self, request: Request, deadline_us: int) -> Any:
+    def ask(self, request: Request, deadline_us: int) -> Any:
+        """The answer to a request that has no id."""
         return value_of(request, self._nodes.perform(self._nodes.call(request, deadline_us)))
+
+    def get(self, key: bytes, deadline_us: int) -> Versioned:
+        return Versioned(*self.ask(get_request(key), deadline_us))
+
+    def put(self, put: Put, once: bool, deadline_us: int) -> int:
+        if once:
+            return self.change(put.request, deadline_us)
+        return int(self.ask(put.request(), deadline_us))
+
+    def update(
+        self,
+        key: bytes,
+        function: Callable[[bytes | None], str | bytes | None],
+        fence: tuple[bytes, int] | None,
+        once: bool,
+        update: Update,
+    ) -> Versioned:
+        while True:
+            found = self._find(key, update.left_us(now_us()))
+            begun_us = now_us()
+            value = function(None if found is None else found.value)
+            update.applied(now_us() - begun_us)
+            if value is None:
+                return left_alone(key, found)
+            put = put_of(key, value, 0 if found is None else found.version, fence)
+            try:
+                version = self.put(put, once, update.left_us(now_us()))
+            except (VersionError, NoKeyError):
+                pause_us = update.conflict(now_us())
+                if pause_us is None:
+                    raise
+                time.sleep(pause_us / 1_000_000)
+            else:
+                return Versioned(put.value, version)
+
+    def _find(self, key: bytes, deadline_us: int) -> Versioned | None:
+        try:
+            return self.get(key, deadline_us)
+        except NoKeyError:
+            return None
 
     def close(self) -> None:
         self._undoer.wait_idle(sessions.UNDO_AT_END_MS)

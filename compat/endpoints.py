@@ -53,10 +53,12 @@ from redis.retry import Retry
 from .attempts import (
     GONE_CODE,
     NOT_EXECUTED_CODES,
+    REFUSAL_CODES,
     SENDING_MIN_US,
     Call,
     Fate,
     Finish,
+    Refusal,
     Request,
     Seen,
     Send,
@@ -366,7 +368,17 @@ def seen_of(error: Exception, otherwise: Fate) -> Seen:
         return Seen(Fate.NOT_EXECUTED, error=error)
     if code == GONE_CODE:
         return Seen(Fate.GONE, error=error)
+    if code in REFUSAL_CODES and (refusal := _refusal_of(code, error)) is not None:
+        return Seen(Fate.ANSWERED, value=refusal, error=error)
     return Seen(Fate.REJECTED, error=error)
+
+
+def _refusal_of(code: str, error: Exception) -> Refusal | None:
+    """None if it does not say what it has to."""
+    if code != "VERSION":
+        return Refusal(code)
+    last = str(error).rpartition(" ")[2]
+    return Refusal(code, int(last)) if last.isdecimal() else None
 
 
 def _code_of(error: Exception) -> str | None:

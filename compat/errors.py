@@ -7,8 +7,10 @@ exception for it, and means: not done.
 from __future__ import annotations
 
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import LockError, LockNotOwnedError, RedisError
+from redis.exceptions import LockError, LockNotOwnedError, RedisError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
+
+from .fencing.errors import StaleTokenError as FencingStaleTokenError
 
 
 class ClerkError(RedisError):
@@ -54,11 +56,77 @@ class IndeterminateError(ClerkError, RedisTimeoutError):
         return f"it is unknown whether {self._what()} was done: {self.reason}; {self.assume}"
 
 
+class MaybeError(IndeterminateError):
+    """A put that was to leave nothing behind (`once=False`) was sent, its reply was lost, and when
+    it was sent again the register had changed: by the first copy of the put, or by somebody else.
+
+    Read the register again: unlike after any other IndeterminateError that settles it, for no copy
+    of the put can write any more. `__cause__` is what the last copy was answered.
+    """
+
+
 class UnavailableError(ClerkError, RedisConnectionError):
     """No node took the request before the deadline. It was certainly not done."""
 
     def __str__(self) -> str:
         return f"no node took {self._what()}: {self.reason}; it was not done"
+
+
+class RegisterError(ResponseError):
+    """A node has answered that it cannot do this. Nothing was written."""
+
+    def __init__(self, key: bytes, *more: object) -> None:
+        super().__init__(key, *more)
+        self.key = key
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({str(self)!r})"
+
+
+class NoKeyError(RegisterError):
+    """There is no such register. (A put with version 0 makes it.)"""
+
+    def __init__(self, key: bytes) -> None:
+        super().__init__(key)
+
+    def __str__(self) -> str:
+        return f"there is no register {_shown(self.key)}"
+
+
+class VersionError(RegisterError):
+    """The register has not the version that the put named: somebody has written meanwhile. Read it
+    again, and decide anew (which is what `update` does).
+    """
+
+    def __init__(self, key: bytes, version: int, current_version: int) -> None:
+        super().__init__(key, version, current_version)
+        self.version = version
+        self.current_version = current_version
+
+    def __str__(self) -> str:
+        there = f"the register {_shown(self.key)} has version {self.current_version}"
+        return f"{there}, not {self.version}; nothing was written"
+
+
+class StaleTokenError(RegisterError, FencingStaleTokenError):
+    """The grant that `fence` named is not the current one of its lock, which has expired, or was
+    released, and may be somebody else's. Do not try again: take the lock anew, read again.
+
+    One of `holdfast.compat.fencing.StaleTokenError` too: `resource` is the key as text, `token` the
+    fencing token; `highest_token` is None, for what is compared is the lock itself.
+    """
+
+    def __init__(self, key: bytes, lock_name: bytes, token: int) -> None:
+        Exception.__init__(self, key, lock_name, token)
+        self.key = key
+        self.resource = key.decode(errors="backslashreplace")
+        self.lock_name = lock_name
+        self.token = token
+        self.highest_token = None
+
+    def __str__(self) -> str:
+        grant = f"fencing token {self.token} is not the current grant of {_shown(self.lock_name)}"
+        return f"{grant}: nothing was written to {_shown(self.key)}"
 
 
 class LockNotAcquiredError(LockError):

@@ -6,9 +6,18 @@ from __future__ import annotations
 
 from typing import Any
 
-from .attempts import Aftermath, Finish, Kind, Request, Verdict, aftermath
+from .attempts import Aftermath, Finish, Kind, PutRequest, Refusal, Request, Verdict, aftermath
 from .endpoints import now_us
-from .errors import ClerkError, IndeterminateError, UnavailableError
+from .errors import (
+    ClerkError,
+    IndeterminateError,
+    MaybeError,
+    NoKeyError,
+    RegisterError,
+    StaleTokenError,
+    UnavailableError,
+    VersionError,
+)
 from .leases import Grant
 
 
@@ -42,10 +51,23 @@ REFUSED = FencingToken(None)
 
 
 def value_of(request: Request, finish: Finish) -> Any:
-    """The reply; raises the error if there is none."""
+    """The reply; raises the error if there is none, or if it is a refusal that is one."""
     if finish.verdict is not Verdict.ANSWERED:
         raise error_of(request, finish)
+    if isinstance(finish.value, Refusal):
+        raise refused(request, finish.value)
     return finish.value
+
+
+def refused(request: Request, refusal: Refusal) -> RegisterError:
+    """What the caller of `get` or `put` is told of it."""
+    if refusal.code == "NOKEY":
+        return NoKeyError(request.name)
+    assert isinstance(request, PutRequest)
+    if refusal.code == "VERSION":
+        return VersionError(request.name, request.version, refusal.current_version)
+    lock_name, token = request.fence or (b"", 0)
+    return StaleTokenError(request.name, lock_name, token)
 
 
 def error_of(request: Request, finish: Finish) -> Exception:
@@ -55,6 +77,10 @@ def error_of(request: Request, finish: Finish) -> Exception:
         assert finish.error is not None
         return finish.error
     told = (request.command, request.name, request.request_id, finish.tries, _reason(finish))
+    if isinstance(finish.value, Refusal):
+        maybe = MaybeError(*told, _assume(request, finish))
+        maybe.__cause__ = refused(request, finish.value)
+        return maybe
     error: ClerkError = (
         UnavailableError(*told)
         if finish.verdict is Verdict.UNAVAILABLE
@@ -84,6 +110,8 @@ def page_of(reply: list[Any]) -> tuple[bytes, list[dict[str, Any]]]:
 def _reason(finish: Finish) -> str:
     if finish.gone:
         return f"the server no longer knows its outcome ({finish.error})"
+    if isinstance(finish.value, Refusal):
+        return f"{finish.lost}, and to the next copy: {finish.value.code}"
     if finish.lost is None or finish.lost is finish.error or finish.error is None:
         return str(finish.lost or finish.error)
     return f"{finish.lost}, and at the last try: {finish.error}"
@@ -95,8 +123,16 @@ def _assume(request: Request, finish: Finish) -> str:
         return "stop using what the lock protects, treat it as released"
     if request.kind is Kind.RENEW:
         return "count on the lease that was acknowledged before, or renew once more"
+    if request.kind is Kind.PUT:
+        return _assume_put(finish)
     if aftermath(request.kind, finish) is Aftermath.UNDO:
         undone = "if the lock was granted, Clerk gives it back in the background"
     else:
         undone = "if the lock was granted, it is held until somebody unlocks it"
     return f"do not enter the critical section; {undone}"
+
+
+def _assume_put(finish: Finish) -> str:
+    if isinstance(finish.value, Refusal):
+        return "read the register again: what it holds now is settled"
+    return "read the register again: while its version is the same, a late copy may still write"

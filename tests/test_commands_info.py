@@ -35,7 +35,8 @@ FLOATS = """
     used_cpu_user used_cpu_sys_children used_cpu_user_children
 """
 HEADINGS = """
-    Server Clients Memory Persistence Stats Replication CPU Errorstats Cluster Keyspace Locks Registers
+    Server Clients Memory Persistence Stats Replication CPU Errorstats Cluster Keyspace Locks
+    Registers
 """
 
 

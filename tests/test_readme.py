@@ -95,10 +95,11 @@ def test_the_redis_cli_session_prints_what_the_readme_shows(cluster: Cluster) ->
 
 
 @needs_redis_cli
-def test_the_session_with_leases_prints_what_the_readme_shows(cluster: Cluster) -> None:
+@pytest.mark.parametrize(("number", "count"), [(1, 5), (2, 8)], ids=["leases", "registers"])
+def test_a_session_prints_what_the_readme_shows(number: int, count: int, cluster: Cluster) -> None:
     primary, _ = cluster.pair()
-    commands = session(6379, 1)
-    assert len(commands) == 5
+    commands = session(6379, number)
+    assert len(commands) == count
     shown_tokens: dict[str, str] = {}
     real_tokens: dict[str, str] = {}
     for command, shown in commands:
@@ -114,8 +115,15 @@ def python_examples() -> list[str]:
     return re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 
-@pytest.mark.parametrize("number", range(3))
-def test_the_python_examples_run(number: int, cluster: Cluster) -> None:
+SAID = r"working under fencing token \d{16}\n"
+SAID_OF_REGISTERS = r"not written: .*version.*\nleft: Versioned\(value=b'7', version=4\)\n"
+
+
+@pytest.mark.parametrize(
+    ("number", "said", "left"),
+    [(0, SAID, 0), (1, SAID, 0), (2, SAID, 0), (3, SAID_OF_REGISTERS, 1)],
+)
+def test_the_python_examples_run(number: int, said: str, left: int, cluster: Cluster) -> None:
     primary, backup = cluster.pair()
     example = python_examples()[number]
     example = example.replace("6379", str(primary.port))
@@ -124,13 +132,13 @@ def test_the_python_examples_run(number: int, cluster: Cluster) -> None:
         [sys.executable, "-c", example], capture_output=True, text=True, timeout=30, check=False
     )
     assert (ran.returncode, ran.stderr) == (0, "")
-    assert re.match(r"working under fencing token \d{16}\n", ran.stdout)
+    assert re.match(said, ran.stdout)
     with Wire(primary.port) as wire:
-        assert wire.ask("DBSIZE") == 0, "the example gives its lock back"
+        assert wire.ask("DBSIZE") == left, "the example gives its lock back"
 
 
 def test_every_python_block_of_the_readme_is_run() -> None:
-    assert len(python_examples()) == 3
+    assert len(python_examples()) == 4
 
 
 def test_the_table_of_commands_is_the_servers() -> None:

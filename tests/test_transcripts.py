@@ -84,8 +84,8 @@ REQUESTS = (
 SCENARIOS = sorted((Path(__file__).parent / "scenarios").glob("*.txt"))
 KINDS = {
     LOCK: "LOCK", LOCK_WITH: "LOCK", UNLOCK: "UNLOCK", UNLOCK_GRANT: "UNLOCK GRANT", UNDO: "UNDO",
-    REFUSE: "REFUSE", PUT: "PUT", RENEW: "RENEW", EXPIRE: "EXPIRE", DELETE: "DELETE", EPOCH: "EPOCH",
-    FORGET: "FORGET",
+    REFUSE: "REFUSE", RENEW: "RENEW", EXPIRE: "EXPIRE", DELETE: "DELETE", PUT: "PUT",
+    EPOCH: "EPOCH", FORGET: "FORGET",
 }  # fmt: skip
 
 
