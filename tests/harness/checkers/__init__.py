@@ -6,6 +6,7 @@ Each returns the problems as sentences; an empty list means that all is well.
     history.py       what is recorded
     model.py         the sequential model of one lock
     linearizable.py  I1, I8: each lock can have behaved as its clients saw it
+    registers.py     I1: each versioned register can have behaved as its clients saw it
     tokens.py        I7: fencing tokens rise and are used once
     beliefs.py       I1, I8: no two holders at a time; no lease ends early
     replies.py       I4: all answers to one request are equal
@@ -24,6 +25,7 @@ from .fairness import check_fairness
 from .history import History
 from .linearizable import STEPS_MAX, check_linearizable
 from .live import from_ops
+from .registers import check_registers, fences_of
 from .replies import check_replies
 from .tokens import check_tokens
 
@@ -38,6 +40,7 @@ __all__ = [
     "check_linearizable",
     "check_one_voice",
     "check_promotions",
+    "check_registers",
     "check_replies",
     "check_tokens",
     "from_ops",
@@ -54,6 +57,7 @@ def check_all(
     """The problems that any of them finds, the cheapest first. `clock_drift` and the rest as in
     `check_linearizable`."""
     operations, expiries = history.operations, history.expiries
+    fences = fences_of(history.registers, (operation.name for operation in operations))
     return [
         *check_one_voice(history.replies),
         *check_promotions(history.promotions, history.views),
@@ -65,10 +69,11 @@ def check_all(
         *check_leases(operations, expiries or (), clock_drift),
         *check_fairness(history.line),
         *check_linearizable(
-            operations,
+            [*operations, *fences],
             expiries,
             clock_drift=clock_drift,
             window_us=window_us,
             steps_max=steps_max,
         ),
+        *check_registers(history.registers, steps_max=steps_max),
     ]

@@ -5,7 +5,8 @@ simulated one, of live processes the monotonic clock of the test). A node is nam
 incarnation, so a restarted one has another name. Each list is in the order in which things
 happened; where instants are equal, that order decides.
 
-- Clients record an Operation for every request and a Belief for every grant that they act on.
+- Clients record an Operation for every request and a Belief for every grant that they act on; of
+  versioned registers a RegisterOperation (registers.py).
 - The trace of the nodes gives the rest. What a run cannot see stays empty: no checker demands more
   than it is given, save that `expiries=None` (nobody watched) differs from () (none happened).
 """
@@ -13,7 +14,10 @@ happened; where instants are equal, that order decides.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from .registers import RegisterOperation
 
 UNKNOWN = None  # the answer, and the return, of an operation that is indeterminate to the end
 
@@ -178,6 +182,7 @@ class History:
     promotions: list[Promotion] = field(default_factory=list)
     digests: list[Digest] = field(default_factory=list)
     line: list[Joined | Left | Granted] = field(default_factory=list)
+    registers: list[RegisterOperation] = field(default_factory=list)
 
 
 class Undecided(Exception):
