@@ -1,7 +1,8 @@
 """A real etcd, of one member or of several; where there is none, the test is skipped.
 
 Members are killed, paused and started again one by one. With `tls` they speak TLS with clients, by
-certificates which `openssl` makes on the spot; with `client_certificates` they want one too.
+certificates which `openssl` makes on the spot; with `client_certificates` they want one too. With
+`quota_bytes` a cluster can be filled: it raises the alarm NOSPACE, and refuses what writes.
 """
 
 from __future__ import annotations
@@ -135,12 +136,14 @@ class EtcdServer:
         tls: Certificates | None = None,
         client_certificates: bool = False,
         login_ttl_s: int = 300,
+        quota_bytes: int = 0,
     ) -> None:
         self._command = shutil.which("etcd") or ""
         if not self._command:
             pytest.skip("NOT TESTED WITH ETCD: it is not here (apt: etcd-server)")
         self._tls, self._wants_certificates = tls, client_certificates
         self._login_ttl_s = login_ttl_s
+        self._quota_bytes = quota_bytes  # of the space on disk; 0: what etcd thinks fit
         folder.mkdir(exist_ok=True)
         self.prefix = "/test"
         self.members = [Member(f"m{number}", folder) for number in range(count)]
@@ -240,6 +243,8 @@ class EtcdServer:
         arguments += ["--listen-client-urls", client, "--advertise-client-urls", client]
         arguments += ["--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer]
         arguments += ["--initial-cluster", cluster, "--auth-token-ttl", str(self._login_ttl_s)]
+        if self._quota_bytes:
+            arguments += ["--quota-backend-bytes", str(self._quota_bytes)]
         if self._tls:
             arguments += ["--cert-file", str(self._tls.cert), "--key-file", str(self._tls.key)]
         if self._tls and self._wants_certificates:
@@ -304,6 +309,33 @@ class EtcdServer:
         """What a key holds; b"" if there is none."""
         pairs = self.ask("/v3/kv/range", {"key": _b64(key.encode())}).get("kvs", [])
         return base64.b64decode(pairs[0].get("value", "")) if pairs else b""
+
+    # -- its space -------------------------------------------------------------------------------
+
+    def fill(self) -> None:
+        """Write one key over and over, as somebody does who shares the cluster and never compacts
+        it, until there is no space left."""
+        assert self._quota_bytes, "there is no end to what it takes"
+        try:
+            for _ in range(1_000):
+                self.put("/of somebody else", bytes(self._quota_bytes // 16))
+        except urllib.error.HTTPError as error:
+            assert b"database space exceeded" in error.read()
+        assert [alarm["alarm"] for alarm in self.alarms()] == ["NOSPACE"]
+
+    def alarms(self) -> list[dict[str, str]]:
+        """`etcdctl alarm list`"""
+        return list(self.ask("/v3/maintenance/alarm", {"action": "GET"}).get("alarms", []))
+
+    def make_room(self) -> None:
+        """`etcdctl compact`, `etcdctl defrag`, `etcdctl alarm disarm`: what the manual says."""
+        header = self.ask("/v3/kv/range", {"key": _b64(b"any")})["header"]
+        self.ask("/v3/kv/compaction", {"revision": header["revision"], "physical": True})
+        for member in self.members:
+            self.ask("/v3/maintenance/defragment", {}, member=member)
+        for alarm in self.alarms():
+            self.ask("/v3/maintenance/alarm", {**alarm, "action": "DEACTIVATE"})
+        assert not self.alarms()
 
 
 def _peer_url(member: Member) -> str:

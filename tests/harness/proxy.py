@@ -5,6 +5,7 @@ One thread, one selector. A *flow* is one direction of one connection. What can 
 hold      keep what comes, and deliver it later: a network that drops packets, as TCP sees it
 swallow   read and throw away: only for a flow that will never be used again
 delay     deliver later by so much
+throttle  deliver so many bytes a second, and take no more than that from the sender
 reset     end the connection with RST
 cut       pass so many bytes more, and then reset: in the middle of a frame
 lose      end connections at random, a request or a reply going down with each
@@ -34,6 +35,8 @@ _CHUNK_BYTES = 65536
 _RST = struct.pack("ii", 1, 0)
 
 _PROBE_S = 0.005  # how often a node that is gone is looked for
+_THROTTLED_S = 0.005  # what passes of a throttled flow passes in pieces of so long
+_QUEUED_BYTES_MAX = 65536  # of a throttled flow, in here: more is left with the sender
 
 TO_NODE, TO_CLIENT = 0, 1
 
@@ -47,6 +50,9 @@ class _Flow:
         self.passed_bytes = 0  # since the cut was armed
         self.ended = False  # the source has said all
         self.shut = False  # and the sink knows
+        self.queued_bytes = 0
+        self.is_read = True  # or there is too much of it here already
+        self.free_at_s = 0.0  # when a throttled one may go on
 
 
 class _Connection:
@@ -86,6 +92,7 @@ class Proxy:
         self._connections: list[_Connection] = []
         self._held = [False, False]
         self._delay_s = 0.0
+        self._throttle: list[int] = [0, 0]  # bytes a second, by direction; 0: any number
         self._listener: socket.socket | None = None
         self._refuses = False
         self._node_is_gone = False
@@ -154,6 +161,7 @@ class Proxy:
             for connection in self._connections:
                 connection.held = [False, False]
             self._delay_s = 0.0
+            self._throttle = [0, 0]
             self._loss = None
             self._wake()
 
@@ -161,6 +169,13 @@ class Proxy:
         """Everything takes so much longer, in either direction."""
         with self._lock:
             self._delay_s = seconds
+            self._wake()
+
+    def throttle(self, bytes_per_s: int, *, to_node: bool) -> None:
+        """On each connection so much passes in this direction; 0: as fast as it can. What does not
+        pass stays with the sender, beyond a few packets here."""
+        with self._lock:
+            self._throttle[TO_NODE if to_node else TO_CLIENT] = bytes_per_s
             self._wake()
 
     def reset(self) -> int:
@@ -270,7 +285,7 @@ class Proxy:
             for connection in self._connections:
                 for flow in connection.flows:
                     if flow.chunks and not self._is_held(connection, flow):
-                        due.append(max(flow.chunks[0][0], now_s + 0.001))
+                        due.append(max(flow.chunks[0][0], flow.free_at_s, now_s + 0.001))
             return max(0.0, min(due) - now_s) if due else None
 
     def _listen_or_not(self) -> None:
@@ -351,6 +366,7 @@ class Proxy:
             self._reset(connection)
             return
         flow.chunks.append((time.monotonic() + self._delay_s, data))
+        flow.queued_bytes += len(data)
         if self.tap is not None and flow.direction is TO_NODE:
             self.tap(data)
         for trip in [each for each in self._trips if each.direction is flow.direction]:
@@ -378,6 +394,7 @@ class Proxy:
                 continue
             for flow in connection.flows:
                 self._deliver(connection, flow, now_s)
+                self._read_or_not(connection, flow)
             if not connection.deaf and all(flow.shut for flow in connection.flows):
                 self._end(connection)
         self._connections = [each for each in self._connections if not each.closed]
@@ -390,10 +407,12 @@ class Proxy:
             return
         chunks = flow.chunks
         try:
-            while chunks and chunks[0][0] <= now_s:
+            while chunks and chunks[0][0] <= now_s and self._may_pass(flow, now_s):
                 due_s, data = chunks[0]
-                sent = flow.sink.send(data[: self._bytes_before_cut(flow)])
+                sent = flow.sink.send(data[: self._bytes_at_a_time(flow)])
                 flow.passed_bytes += sent
+                flow.queued_bytes -= sent
+                self._note_passed(flow, sent, now_s)
                 if self._bytes_before_cut(flow) == 0:
                     self._cut = None
                     self.cut_count += 1
@@ -413,6 +432,33 @@ class Proxy:
             if not connection.deaf:
                 # Nobody here uses half-closed connections: what one side ends is over.
                 self._end(connection)
+
+    def _may_pass(self, flow: _Flow, now_s: float) -> bool:
+        return not self._throttle[flow.direction] or flow.free_at_s <= now_s
+
+    def _note_passed(self, flow: _Flow, count: int, now_s: float) -> None:
+        bytes_per_s = self._throttle[flow.direction]
+        if bytes_per_s:  # (from when it was free: a proxy that is late makes up for it)
+            since_s = max(flow.free_at_s, now_s - _THROTTLED_S)
+            flow.free_at_s = since_s + count / bytes_per_s
+
+    def _bytes_at_a_time(self, flow: _Flow) -> int | None:
+        bytes_per_s = self._throttle[flow.direction]
+        piece = max(1, int(bytes_per_s * _THROTTLED_S)) if bytes_per_s else None
+        bounds = [each for each in (piece, self._bytes_before_cut(flow)) if each is not None]
+        return min(bounds, default=None)
+
+    def _read_or_not(self, connection: _Connection, flow: _Flow) -> None:
+        """A throttled flow is read while there is little of it here."""
+        if connection.closed or flow.ended:
+            return
+        is_full = flow.queued_bytes > _QUEUED_BYTES_MAX
+        wanted = not (self._throttle[flow.direction] and is_full)
+        if flow.is_read and not wanted:
+            self._selector.unregister(flow.source)
+        elif wanted and not flow.is_read:
+            self._selector.register(flow.source, selectors.EVENT_READ, connection)
+        flow.is_read = wanted
 
     def _bytes_before_cut(self, flow: _Flow) -> int | None:
         if self._cut is None or self._cut[0] is not flow.direction:
