@@ -45,7 +45,8 @@ test: $(VENV)/installed-test  ## run the whole test suite (ARGS='-k clerk' goes 
 soak: $(VENV)/installed-test  ## the random tests, for hours (SEEDS=200000 ROUNDS=1000)
 	@HOLDFAST_TEST_ROUNDS=$(ROUNDS) HOLDFAST_TEST_SEEDS=$(SEEDS) HOLDFAST_TEST_SEEDS_S=1e9 \
 		exec $(BIN)/pytest tests/test_simulator.py tests/test_live_lab.py \
-		tests/test_live_crash.py tests/test_live_rejoin.py $(ARGS)
+		tests/test_live_crash.py tests/test_live_rejoin.py tests/test_live_pauses.py \
+		tests/test_live_kv.py $(ARGS)
 
 model: $(VENV)/installed-run  ## check the protocol's model exhaustively (Debian: spin, gcc)
 	@exec $(BIN)/python tests/model/check.py $(ARGS)
