@@ -279,8 +279,10 @@ def _end_in(connection: Connection, argv: list[bytes], unit_ms: int) -> bytes | 
     conditions = {word.upper() for word in argv[3:]}
     if not conditions <= {b"NX", b"XX", b"GT", b"LT"} or len(conditions) != len(argv) - 3:
         return reading.SYNTAX_ERROR
-    if len(conditions) > 1 and conditions not in ({b"XX", b"GT"}, {b"XX", b"LT"}):
+    if {b"NX"} < conditions:
         return encoder.error("ERR NX and XX, GT or LT options at the same time are not compatible")
+    if {b"GT", b"LT"} <= conditions:
+        return encoder.error("ERR GT and LT options at the same time are not compatible")
     register = _register(connection, argv[1])
     if not isinstance(register, tuple):
         return register

@@ -83,7 +83,7 @@ class Executor:
         self._late_until_ms = 0  # how long input is read first, at most; 0: the turn is on time
         self._step_end = 0  # the offset behind what was done last without being asked
         self.registers = RegisterExecutor(replica, self)
-        self.value_bytes = 0  # of the puts of this turn
+        self.value_bytes = 0  # of the puts of this turn, as entries
         self.reset_statistics()
 
     def reset_statistics(self) -> None:

@@ -103,6 +103,9 @@ ENTRIES_PER_REQUEST_MAX = 8
 """Entries that one request may append: its own, the end of an earlier wait of its client, an
 expiry, and the grants to who stood in line."""
 
+ENTRY_FRAMING_BYTES = 64
+"""What an entry takes in the stream beside its fields, at most."""
+
 LINK_BYTES_MAX = 64 * 1024 * 1024
 """Bytes queued on the link for a backup that does not read. Beyond it the link is closed."""
 

@@ -24,10 +24,18 @@ from collections.abc import Iterator
 from itertools import islice
 from typing import NamedTuple
 
-from .reply_cache import Record, RequestKey
+from . import limits
+from .reply_cache import Record, RequestKey, fields_of
 from .state import State
 
 ITEM_FIELDS = 7
+_BYTES_LIKE_AN_ITEM = 128  # of a value: to hash so many takes as long as any other item
+
+
+def _value_bytes(item: tuple[bytes | int, ...]) -> int:
+    """Of a register; nothing else has a size worth a look."""
+    value = item[3]
+    return len(value) if item[0] == b"V" and isinstance(value, bytes) else 0
 
 
 class Header(NamedTuple):
@@ -80,8 +88,15 @@ class Cut:
         )
 
     def slice(self, items_max: int) -> list[bytes | int]:
-        """The next items, flat; empty when all are sent."""
-        return [field for item in islice(self.items, items_max) for field in item]
+        """The next items, flat; empty when all are sent. Fewer if they are large."""
+        fields = list[bytes | int]()
+        room_bytes = limits.CATCH_UP_BYTES_PER_TURN
+        for item in islice(self.items, items_max):
+            fields += item
+            room_bytes -= _value_bytes(item)
+            if room_bytes <= 0:
+                break
+        return fields
 
     def close(self) -> None:
         """Let the tables forget about the cut."""
@@ -112,7 +127,8 @@ class Cut:
             yield b"V", name, created, value, b"", version, ends_at_ms
         for generation, (records, keys_of_clients) in enumerate(clients):
             for client in keys_of_clients:
-                sequence, command, name, answer = saved_records.get(client) or records[client]
+                record = saved_records.get(client) or records[client]
+                sequence, command, answer, name = fields_of(record)
                 yield b"C", client, sequence, command, name, answer, generation
         for generation, (answers, keys) in enumerate(replies):
             for key in keys:
@@ -132,10 +148,13 @@ class Digest:
         self._sum = self._hash(self._cut.header)
 
     def advance(self, items_max: int) -> bool:
-        """Take in the next items; whether there may be more."""
-        items = list(islice(self._cut.items, items_max))
-        self._sum += sum(map(self._hash, items))
-        return bool(items)
+        """Take in the next items, fewer if they are large; whether there may be more."""
+        for item in islice(self._cut.items, items_max):
+            self._sum += self._hash(item)
+            items_max -= 1 + _value_bytes(item) // _BYTES_LIKE_AN_ITEM
+            if items_max <= 0:
+                return True
+        return False
 
     @staticmethod
     def _hash(item: tuple[object, ...]) -> int:
@@ -187,8 +206,8 @@ def load(state: State, fields: list[bytes]) -> int:
         elif kind == b"V":
             state.registers.load(key, (int(number), third, int(value), int(last)))
         elif kind == b"C":
-            clients = replies.clients if last == b"1" else replies.old_clients
-            clients[key] = (int(number), int(third), other, int(value))
+            record = int(number), int(third), int(value), other
+            replies.load_client(key, record, is_young=last == b"1")
         else:
             assert kind == b"R", f"unknown kind of snapshot item {kind!r}"
             table = replies.replies if last == b"1" else replies.old_replies
