@@ -134,5 +134,5 @@ def _assume(request: Request, finish: Finish) -> str:
 
 def _assume_put(finish: Finish) -> str:
     if isinstance(finish.value, Refusal):
-        return "read the register again: what it holds now is settled"
+        return "read the register again: unless it is deleted, no late copy writes any more"
     return "read the register again: while its version is the same, a late copy may still write"
