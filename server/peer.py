@@ -147,7 +147,7 @@ class Peer:
         try:
             result, view = self.keeper.request(proposal)
         except OSError as error:
-            self.pairing.say(f"the view register {self.keeper.name}: {error}")
+            self.pairing.say(f"the view register {self.keeper.name}: {error}", "warning")
             result, view = Cas.UNDECIDED, NO_VIEW
         self._notice_standstill()
         self.pairing.on_view(result, view)

@@ -231,7 +231,7 @@ class Ballot:
     def _note_register(self, answers: bool) -> None:
         if answers != self.register_answers:
             self.register_answers = answers
-            text = "answers again" if answers else "does not answer: no change of roles is possible"
+            text = "answers again" if answers else "settles nothing: no change of roles is possible"
             self._pairing.log("info" if answers else "warning", f"the view register {text}")
 
     def _note_forgotten(self, epoch: int, known: int) -> None:
