@@ -13,6 +13,7 @@ BACKUP_PORT =
 ARGS =
 ROUNDS = 1000
 SEEDS = 200000
+WORKERS = 2
 PYTHON = python3
 
 VENV := .venv
@@ -40,7 +41,7 @@ run: $(VENV)/installed-run  ## start a primary (PORT=6379) and a backup (BACKUP_
 		$(if $(BACKUP_PORT),--backup-port $(BACKUP_PORT)) $(ARGS)
 
 test: $(VENV)/installed-test  ## run the whole test suite (ARGS='-k clerk' goes to pytest)
-	@exec $(BIN)/pytest $(ARGS)
+	@exec $(BIN)/pytest -n $(WORKERS) --dist loadfile $(ARGS)
 
 soak: $(VENV)/installed-test  ## the random tests, for hours (SEEDS=200000 ROUNDS=1000)
 	@HOLDFAST_TEST_ROUNDS=$(ROUNDS) HOLDFAST_TEST_SEEDS=$(SEEDS) HOLDFAST_TEST_SEEDS_S=1e9 \

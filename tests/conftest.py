@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,22 @@ from harness.commands import Commands
 from harness.processes import Cluster, Zygote
 
 _CLUSTERS = pytest.StashKey[list[Cluster]]()
+
+# Two workers share the files out: the longest ones go first, so that none is left alone at the end.
+_LONGEST = (
+    "test_simulator.py", "test_model.py", "test_simulator_mutants.py", "test_live_rejoin.py",
+    "test_live_lab.py", "test_live_kv.py", "test_packaging.py", "test_live_cli_lock.py",
+)  # fmt: skip
+
+# A shell that starts this in the background has Ctrl-C ignored, and what we start inherits that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first, the others as they come."""
+    rank = {name: number for number, name in enumerate(_LONGEST)}
+    items.sort(key=lambda item: rank.get(item.path.name, len(rank)))
 
 
 @pytest.fixture
@@ -71,7 +88,15 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
 MEASURED: list[str] = []
 
 
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Gather what tests have measured, in whichever process they ran."""
+    if report.when == "teardown":
+        MEASURED.extend(str(value) for key, value in report.user_properties if key == "measured")
+
+
 @pytest.fixture
-def measured() -> list[str]:
+def measured(request: pytest.FixtureRequest) -> Iterator[list[str]]:
     """Lines for the end of the run: figures are recorded, never a reason to fail."""
-    return MEASURED
+    lines: list[str] = []
+    yield lines
+    request.node.user_properties += [("measured", line) for line in lines]
