@@ -8,6 +8,7 @@ are keys that do not exist.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, TypeGuard
 
 from ...resp import encoder
@@ -22,6 +23,10 @@ from .table import Argument, command
 if TYPE_CHECKING:
     from ..connection import Connection
     from ..core.executor import Executor
+
+_on_keys = partial(
+    command, group="generic", categories=("keyspace",), depends_on_state=True, key_position=1
+)
 
 _KEY = (Argument("key", "key"),)
 _KEYS = (Argument("key", "key", multiple=True),)
@@ -85,15 +90,11 @@ def get(connection: Connection, argv: list[bytes]) -> bytes | None:
     return encoder.NULL[connection.protocol] if grant is None else encoder.bulk(grant[2])
 
 
-@command(
+@_on_keys(
     "type",
     2,
     "Returns the type of a key: string for a held lock, or register",
-    group="generic",
     flags=("readonly", "fast"),
-    categories=("keyspace",),
-    depends_on_state=True,
-    key_position=1,
     key_flags=("RO",),
     arguments=_KEY,
 )
@@ -108,15 +109,11 @@ def type_(connection: Connection, argv: list[bytes]) -> bytes | None:
     return _look(connection, argv[1], type_of)
 
 
-@command(
+@_on_keys(
     "pttl",
     2,
     "Returns a key's remaining milliseconds; -1: it has no end, -2: no such key",
-    group="generic",
     flags=("readonly", "fast"),
-    categories=("keyspace",),
-    depends_on_state=True,
-    key_position=1,
     arguments=_KEY,
 )
 def pttl(connection: Connection, argv: list[bytes]) -> bytes | None:
@@ -124,15 +121,11 @@ def pttl(connection: Connection, argv: list[bytes]) -> bytes | None:
     return _look_at_end(connection, argv[1], lambda left_ms: left_ms)
 
 
-@command(
+@_on_keys(
     "ttl",
     2,
     "Returns a key's remaining seconds; -1: it has no end, -2: no such key",
-    group="generic",
     flags=("readonly", "fast"),
-    categories=("keyspace",),
-    depends_on_state=True,
-    key_position=1,
     arguments=_KEY,
 )
 def ttl(connection: Connection, argv: list[bytes]) -> bytes | None:
@@ -140,15 +133,11 @@ def ttl(connection: Connection, argv: list[bytes]) -> bytes | None:
     return _look_at_end(connection, argv[1], lambda left_ms: (left_ms + 500) // 1000)
 
 
-@command(
+@_on_keys(
     "exists",
     -2,
     "Returns how many of the keys exist; one named twice counts twice",
-    group="generic",
     flags=("readonly", "fast"),
-    categories=("keyspace",),
-    depends_on_state=True,
-    key_position=1,
     key_flags=("RO",),
     arguments=_KEYS,
     complexity="O(N) with the number of keys",
@@ -167,15 +156,11 @@ def exists(connection: Connection, argv: list[bytes]) -> bytes | None:
     return encoder.integer(count)
 
 
-@command(
+@_on_keys(
     "del",
     -2,
     "Releases locks, whoever holds them, and deletes registers: how many there were",
-    group="generic",
     flags=("write",),
-    categories=("keyspace",),
-    depends_on_state=True,
-    key_position=1,
     key_flags=("RM", "delete"),
     arguments=_KEYS,
     complexity="O(N) with the number of keys",
@@ -212,15 +197,11 @@ _CONDITION = Argument(
 )
 
 
-@command(
+@_on_keys(
     "pexpire",
     -3,
     "Has a register end after some milliseconds: 1, or 0 if there is none",
-    group="generic",
     flags=("write", "fast"),
-    categories=("keyspace",),
-    depends_on_state=True,
-    key_position=1,
     key_flags=("RW", "update"),
     arguments=(*_KEY, Argument("milliseconds", "integer"), _CONDITION),
 )
@@ -229,15 +210,11 @@ def pexpire(connection: Connection, argv: list[bytes]) -> bytes | None:
     return _end_in(connection, argv, 1)
 
 
-@command(
+@_on_keys(
     "expire",
     -3,
     "Has a register end after some seconds: 1, or 0 if there is none",
-    group="generic",
     flags=("write", "fast"),
-    categories=("keyspace",),
-    depends_on_state=True,
-    key_position=1,
     key_flags=("RW", "update"),
     arguments=(*_KEY, Argument("seconds", "integer"), _CONDITION),
 )
@@ -246,15 +223,11 @@ def expire(connection: Connection, argv: list[bytes]) -> bytes | None:
     return _end_in(connection, argv, 1000)
 
 
-@command(
+@_on_keys(
     "persist",
     2,
     "Has a register stay: 1, or 0 if there is none or it would have stayed",
-    group="generic",
     flags=("write", "fast"),
-    categories=("keyspace",),
-    depends_on_state=True,
-    key_position=1,
     key_flags=("RW", "update"),
     arguments=_KEY,
 )
