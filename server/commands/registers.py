@@ -59,7 +59,8 @@ def vget(connection: Connection, argv: list[bytes]) -> bytes | None:
     grant = executor.look(name) if register is None else register
     if isinstance(grant, Refused):
         return refusal(connection, grant)
-    return _NO_KEY if grant is None else error_of(Refused.IS_LOCK)
+    is_lock = grant is not None or executor.queue.length(name)
+    return error_of(Refused.IS_LOCK) if is_lock else _NO_KEY
 
 
 @command(

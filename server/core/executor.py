@@ -10,7 +10,7 @@ X1  (I4) A repeat is recognised before anything else is decided about a request;
     that waits joins that wait. A client's later number ends the wait of an earlier one; a lower
     number that was not executed before a later one began to wait is refused, as if that were done.
 X2  (I11) What is refused with TRYAGAIN, NOREPLICAS or for a bound was refused before anything was
-    appended.
+    appended for it.
 X3  (I8) A request on a name sees that name's expiry exactly: a lease that has passed is ended by an
     entry before the request is looked at. A lease begins when it is granted, not before: at that
     instant the clock is read, not at the beginning of the turn.

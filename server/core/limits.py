@@ -106,8 +106,9 @@ expiry, and the grants to who stood in line."""
 ENTRY_FRAMING_BYTES = 64
 """What an entry takes in the stream beside its fields, at most."""
 
-LINK_BYTES_MAX = 64 * 1024 * 1024
-"""Bytes queued on the link for a backup that does not read. Beyond it the link is closed."""
+LINK_BYTES_MAX = 128 * 1024 * 1024
+"""Bytes queued on the link for a backup that does not read. Beyond it the link is closed. Puts are
+refused long before (HELD_BACK_BYTES_MAX)."""
 
 HELD_BACK_BYTES_MAX = 64 * 1024 * 1024
 """Replies held back for the backup's acknowledgement. Beyond it: TRYAGAIN, reads included."""
@@ -210,6 +211,7 @@ GLOBS_BYTES_MAX = 512
 
 assert DUE_PER_TURN + ENTRIES_PER_REQUEST_MAX < UNACKED_ENTRIES_MAX // 4, "expiry leaves room"
 assert BACKLOG_KEPT_BYTES_MAX <= BACKLOG_BYTES_MAX
+assert HELD_BACK_BYTES_MAX <= LINK_BYTES_MAX // 2, "refused before the link is given up"
 assert BACKLOG_BYTES_MAX > 16 * CATCH_UP_BYTES_PER_TURN, "a joining backup must be able to catch up"
 assert REPLIES_MAX % 2 == 0, "two generations of half"
 assert NAME_BYTES_MAX * 4 < 64 * 1024, "every valid request fits in an inline command"

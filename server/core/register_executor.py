@@ -1,8 +1,8 @@
 """Requests on versioned registers, on the primary: the executor's sister.
 
 The rules of the executor hold here too: a repeat is recognised first (X1), what is refused for a
-bound was refused before anything was appended (X2), a request sees the expiry of every name that it
-asks for exactly (X3), and late turns read their input first (X5). Beyond them:
+bound was refused before anything was appended for it (X2), a request sees the expiry of every name
+that it asks for exactly (X3), and late turns read their input first (X5). Beyond them:
 
 G1  A name is a lock or a register at a time. A lock is what is held or stood in line for: a put
     that took the name from under those in line would leave them nothing to be granted.
@@ -37,7 +37,9 @@ class RegisterExecutor:
 
     def begin(self) -> None:
         """A reign begins or ends: nothing is scheduled."""
-        self.deadlines: Deadlines[bytes] = Deadlines(self._is_live, self._expiring_count)
+        self._scheduled: dict[bytes, int] = {}  # the number of the deadline that counts
+        self._last_number = 0
+        self.deadlines: Deadlines[bytes] = Deadlines(self._is_live, lambda: len(self._scheduled))
 
     def reset_statistics(self) -> None:
         """Count from 0. Repeats are not counted."""
@@ -105,10 +107,9 @@ class RegisterExecutor:
         if duration_ms <= 0:
             return self.delete(name)
         expires_at_ms = self._executor.end_ms(duration_ms)
-        is_scheduled = self._is_live(expires_at_ms, name)
         answer = self._end_at(name, expires_at_ms)
-        if answer == 1 and not is_scheduled:
-            self.deadlines.add(expires_at_ms, expires_at_ms, name)
+        if answer == 1:
+            self._schedule(name, expires_at_ms)
         return answer
 
     def end_never(self, name: bytes) -> int | Refused:
@@ -116,11 +117,19 @@ class RegisterExecutor:
         register = self.look(name)
         if isinstance(register, Refused):
             return register
-        return self._end_at(name, 0) if register is not None and register[3] else 0
+        if register is None or not register[3]:
+            return 0
+        answer = self._end_at(name, 0)
+        if answer == 1:
+            self._scheduled.pop(name, None)
+        return answer
 
     def delete(self, name: bytes) -> int | Refused:
         """End a register, without a request id: 1, or 0 if there is none; or why not."""
-        return self._change(DELETE, name)
+        answer = self._change(DELETE, name)
+        if answer == 1:
+            self._scheduled.pop(name, None)
+        return answer
 
     def _end_at(self, name: bytes, expires_at_ms: int) -> int | Refused:
         return self._change(END_AT, name, b"%d" % expires_at_ms)
@@ -164,29 +173,32 @@ class RegisterExecutor:
     def schedule(self, name: bytes) -> None:
         """Take over a register that the last primary's clients gave an end."""
         register = self._replica.state.registers.held.get(name)
-        if register is not None and register[3]:
-            self.deadlines.add(register[3], register[3], name)
+        if register is not None and register[3] and name not in self._scheduled:
+            self._schedule(name, register[3])
+
+    def _schedule(self, name: bytes, at_ms: int) -> None:
+        # Any earlier deadline of that name is dead now: however often it is moved, one counts.
+        self._last_number += 1
+        self._scheduled[name] = self._last_number
+        self.deadlines.add(at_ms, self._last_number, name)
 
     def end_next(self, horizon_ms: int) -> bool:
         """End one that is due; whether there may be more."""
         due = self.deadlines.pop_due(horizon_ms)
         if due is None:
             return False
-        expires_at_ms, name = due
-        if self._is_live(expires_at_ms, name):
+        number, name = due
+        if self._is_live(number, name):
             self._expire(name)
         return True
 
     def _expire(self, name: bytes) -> None:
         self._replica.append(EXPIRE, name, b"")
+        self._scheduled.pop(name, None)  # (taken over, it may not be scheduled yet)
         self.expired_count += 1
 
     def _has_passed(self, register: Register) -> bool:
         return self._executor.has_passed(register[3])
 
-    def _is_live(self, expires_at_ms: int, name: bytes) -> bool:
-        register = self._replica.state.registers.held.get(name)
-        return register is not None and register[3] == expires_at_ms
-
-    def _expiring_count(self) -> int:
-        return self._replica.state.registers.expiring
+    def _is_live(self, number: int, name: bytes) -> bool:
+        return self._scheduled.get(name) == number
