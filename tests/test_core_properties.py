@@ -1,9 +1,10 @@
 """The core against a model, whatever clients, time and failures do (I1, I2, I4, I5, I7 to I9, I11).
 
-Two nodes whose clocks drift apart serve requests with and without leases and waits, while turns are
-late, the backup lags, is lost, takes over without what it had not received, and both are lost. A
-``Model`` that knows no replication, no cache and no schedule does the same, one thing after the
-other. Both must give every request the same answer, and hold the same locks, after each step.
+Two nodes whose clocks drift apart serve requests with and without leases and waits, and puts with
+and without request ids and fences on the same few names, while turns are late, the backup lags, is
+lost, takes over without what it had not received, and both are lost. A ``Model`` that knows no
+replication, no cache and no schedule does the same, one thing after the other. Both must give every
+request the same answer, and hold the same locks and registers, after each step.
 
 HOLDFAST_TEST_ROUNDS=n runs n histories (a failure prints how to repeat it).
 """
@@ -14,6 +15,7 @@ import copy
 import math
 import os
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from harness.replicas import WALL_CLOCK_US, Pair, SimNode, Wire
 from hypothesis import settings
@@ -30,6 +32,7 @@ GRACE_MS = 2_000
 ON_TIME_MS = 10  # a turn may be so late
 FOR_EVER = 1 << 62
 REQUEST_US = 20  # no node executes a request in less
+NOT_EXECUTED = {"-ERR", "-REQUESTGONE", "-NOREPLICAS", "-WRONGTYPE"}  # and so not remembered
 
 assert (1 - 2 * CLOCK_DRIFT_MAX) / (1 - CLOCK_DRIFT_MAX) < 1 / (1 + CLOCK_DRIFT_MAX), (
     "what the slowest clock takes for a lease x (1 - 2 x drift) is over before the fastest clock "
@@ -40,12 +43,28 @@ assert (1 - 2 * CLOCK_DRIFT_MAX) / (1 - CLOCK_DRIFT_MAX) < 1 / (1 + CLOCK_DRIFT_
 # -- the model ------------------------------------------------------------------------------------
 
 
+Request = tuple[str, str, str]
+"""Command (L, U, P), name, request id."""
+
+Answer = TypeVar("Answer", int, str)
+
+
 @dataclass
 class Holder:
     token: int
     reqid: str
     ends_ms: int  # state time
     safe_until_us: float  # real time until which its lease must not end
+
+
+@dataclass
+class Cell:
+    """A register."""
+
+    value: str
+    version: int
+    ends_ms: int = FOR_EVER
+    safe_until_us: float = 0
 
 
 @dataclass
@@ -63,8 +82,9 @@ class Model:
 
     offset: int  # counts what happened: tokens come from it
     held: dict[str, Holder] = field(default_factory=dict)
+    cells: dict[str, Cell] = field(default_factory=dict)  # in the order of their creation
     lines: dict[str, list[Wait]] = field(default_factory=dict)
-    answers: dict[tuple[str, str, str], int] = field(default_factory=dict)  # the first of each
+    answers: dict[Request, int | str] = field(default_factory=dict)  # the first of each
     last: dict[str, int] = field(default_factory=dict)  # number executed, of each client
     freed: dict[str, None] = field(default_factory=dict)  # released while nothing may be granted
     told: dict[str, str] = field(default_factory=dict)  # connection -> answer
@@ -78,7 +98,7 @@ class Model:
             if wait.reqid == reqid:
                 wait.connections.append(who)
                 return self.serve(name) if name not in self.held else None
-        refused = self.known("L", name, reqid)
+        refused = self.known("L", name, reqid) or self.is_cell(name)
         if refused is None and not self.may_grant:
             refused = "-NOREPLICAS"
         if refused is not None:
@@ -96,6 +116,8 @@ class Model:
 
     def unlock(self, who: str, name: str, reqid: str, token: int = 0, undone: str = "") -> None:
         refused = self.known("U", name, reqid)
+        if refused is None and not undone:
+            refused = self.is_cell(name)
         if refused is not None:
             self.told[who] = refused
             return
@@ -120,13 +142,21 @@ class Model:
             self.told[who] = "0"
             return
         is_current = holder is not None and holder.token == token
-        self.told[who] = str(int(is_current))
+        wrong = None if holder is not None else self.is_cell(name)
+        self.told[who] = wrong or str(int(is_current))
         if is_current and self.now_ms + 1 + lease_ms > holder.ends_ms:
             self.offset += 1
             holder.ends_ms = self.now_ms + 1 + lease_ms
             holder.safe_until_us = max(holder.safe_until_us, self.safe_until_us(lease_ms))
 
     def delete(self, who: str, name: str) -> None:
+        if name in self.cells:
+            there = self.is_cell(name) is not None
+            if there:
+                self.offset += 1
+                del self.cells[name]
+            self.told[who] = str(int(there))
+            return
         expired = self.expire(name, serve=False)
         self.told[who] = str(int(name in self.held))
         if self.held.pop(name, None) is not None:
@@ -137,7 +167,68 @@ class Model:
 
     def verify(self, who: str, name: str, token: int) -> None:
         self.expire(name)
-        self.told[who] = str(int(name in self.held and self.held[name].token == token))
+        is_current = name in self.held and self.held[name].token == token
+        self.told[who] = self.is_cell(name) or str(int(is_current))
+
+    def put(
+        self, who: str, name: str, reqid: str, value: str, version: int, fence: tuple[str, int]
+    ) -> None:
+        refused = self.known("P", name, reqid) if reqid else None
+        if refused is None and not self.may_grant:
+            refused = "-NOREPLICAS"
+        if refused is not None:
+            self.told[who] = refused
+            return
+        for each in (name, fence[0]):
+            self.is_cell(each)
+            self.expire(each)
+        if name in self.held or self.lines.get(name):
+            self.told[who] = "-WRONGTYPE"
+            return
+        answer = self.put_answer(name, version, fence)
+        if answer[0] != "-":
+            cell = self.cells.setdefault(name, Cell(value, 0))
+            cell.value, cell.version = value, version + 1
+        if reqid:
+            self.end_earlier_wait(reqid)
+            self.remember("P", name, reqid, answer)
+        elif answer[0] != "-":
+            self.offset += 1
+        self.told[who] = answer
+
+    def put_answer(self, name: str, version: int, fence: tuple[str, int]) -> str:
+        lock, token = fence
+        if lock and (lock not in self.held or self.held[lock].token != token):
+            return "-STALETOKEN"
+        cell = self.cells.get(name)
+        if cell is None:
+            return "-NOKEY" if version else "1"
+        return str(version + 1) if cell.version == version else f"-VERSION {cell.version}"
+
+    def get(self, who: str, name: str) -> None:
+        if not self.is_cell(name):
+            self.expire(name)
+        cell = self.cells.get(name)
+        none = "-WRONGTYPE" if name in self.held else "-NOKEY"
+        self.told[who] = none if cell is None else f"{cell.value} version {cell.version}"
+
+    def expire_in(self, who: str, name: str, length_ms: int) -> None:
+        """0 ms: at once; FOR_EVER: never."""
+        if not self.is_cell(name):
+            self.expire(name)
+        cell = self.cells.get(name)
+        if cell is None or (length_ms == cell.ends_ms == FOR_EVER):
+            self.told[who] = "-WRONGTYPE" if name in self.held else "0"
+            return
+        self.told[who] = "1"
+        self.offset += 1
+        if length_ms == 0:
+            del self.cells[name]
+        elif length_ms == FOR_EVER:
+            cell.ends_ms = FOR_EVER
+        else:
+            cell.ends_ms = self.now_ms + 1 + length_ms
+            cell.safe_until_us = self.safe_until_us(length_ms)
 
     def hang_up(self, who: str) -> None:
         for line in self.lines.values():
@@ -149,7 +240,9 @@ class Model:
     def end_turn(self, appended: list[tuple[int, str, str]]) -> None:
         """What is due is done, in whatever order it was: all of it, and nothing else."""
         for kind, name, reqid in appended:
-            if kind == EXPIRE:
+            if kind == EXPIRE and name in self.cells:
+                assert not self.is_cell(name), f"the time of the register {name} has not come"
+            elif kind == EXPIRE:
                 assert self.expire(name, serve=False), f"the lease of {name} has not passed"
                 if not self.may_grant:
                     self.serve(name)
@@ -172,10 +265,14 @@ class Model:
             free = name not in self.held and name not in self.freed
             assert not free or not any(wait.connections for wait in line), "somebody waits for it"
 
+    def first_end_ms(self) -> int:
+        return min((cell.ends_ms for cell in self.cells.values()), default=FOR_EVER)
+
     def first_due_ms(self) -> int:
         waits = [wait for line in self.lines.values() for wait in line]
         return min(
             [holder.ends_ms for holder in self.held.values()]
+            + [cell.ends_ms for cell in self.cells.values()]
             + [wait.until_ms for wait in waits]
             + [wait.gone_ms + GRACE_MS for wait in waits if not wait.connections],
             default=FOR_EVER,
@@ -197,7 +294,7 @@ class Model:
         last = max([self.last.get(client, -1), *(int(r.rpartition(":")[2]) for r in waiting)])
         return "-REQUESTGONE" if int(number) < last else None
 
-    def remember(self, command: str, name: str, reqid: str, answer: int) -> int:
+    def remember(self, command: str, name: str, reqid: str, answer: Answer) -> Answer:
         self.offset += 1
         self.answers[command, name, reqid] = answer
         client, at, number = reqid.rpartition(":")
@@ -214,6 +311,18 @@ class Model:
 
     def safe_until_us(self, lease_ms: int) -> float:
         return self.real_us + 1_000 * lease_ms / (1 + CLOCK_DRIFT_MAX)
+
+    def is_cell(self, name: str) -> str | None:
+        """What is said of a register to who asks for a lock; one whose time has come ends."""
+        cell = self.cells.get(name)
+        if cell is None:
+            return None
+        if cell.ends_ms > self.judged_ms:
+            return "-WRONGTYPE"
+        assert self.real_us >= cell.safe_until_us, f"the register {name} ends early (I8)"
+        del self.cells[name]
+        self.offset += 1
+        return None
 
     def expire(self, name: str, *, serve: bool = True) -> bool:
         holder = self.held.get(name)
@@ -306,7 +415,14 @@ class Watched(Pair):
         super().deliver(bytes_max)
 
 
-names = st.sampled_from("ab")
+def is_token(text: str) -> bool:
+    """No version gets that high."""
+    return text.isdigit() and int(text) >= WALL_CLOCK_US
+
+
+names = st.sampled_from("aabbr")
+names_of_registers = st.sampled_from("abrrrr")
+ends = st.sampled_from([0, 5, 40, 40, 300, 300, 2_500, 2_500, FOR_EVER])
 rates = st.sampled_from([1 - CLOCK_DRIFT_MAX, 1.0, 1 + CLOCK_DRIFT_MAX])
 leases = st.sampled_from([0, 0, 5, 40, 300, 2_500])
 waits = st.sampled_from([0, 30, 500, 6_000, 6_000])
@@ -328,7 +444,7 @@ class LocksAgainstModel(RuleBasedStateMachine):
         self.nodes = 0
         self.numbers = {"@x": 1, "@y": 1}
         self.tokens: list[int] = []  # all that were ever given, lost ones too
-        self.asked: dict[str, tuple[str, str, str]] = {}
+        self.asked: dict[str, Request] = {}
         self.begin_history()
         self.a_backup_joins()
 
@@ -401,8 +517,10 @@ class LocksAgainstModel(RuleBasedStateMachine):
             before = model.offset
             model.end_turn(self.node.appended)
             self.batch_end = model.offset if model.offset != before else self.batch_end
-        held = copy.deepcopy(model.held)
-        self.kept[model.offset] = Model(0, held, answers={**model.answers}, last={**model.last})
+        held, cells = copy.deepcopy((model.held, model.cells))
+        self.kept[model.offset] = Model(
+            0, held, cells, answers={**model.answers}, last={**model.last}
+        )
         self.sync()
 
     def settle(self) -> None:
@@ -424,8 +542,8 @@ class LocksAgainstModel(RuleBasedStateMachine):
         """Each answer that left is the only one to its request, on either node (I2, I4)."""
         for connection, text in node.said:
             asked = self.asked.get(connection)
-            if asked is not None and text[0] != "-":
-                assert self.model.answers.get(asked) == int(text), (connection, asked, text)
+            if asked is not None and text.split()[0] not in NOT_EXECUTED:
+                assert str(self.model.answers.get(asked)) == text, (connection, asked, text)
 
     # -- requests --------------------------------------------------------------------------------
 
@@ -447,6 +565,25 @@ class LocksAgainstModel(RuleBasedStateMachine):
         else:
             self.node.unlock(who, name, reqid)
         self.model.unlock(who, name, reqid, token, undone)
+
+    def put_as(self, name: str, reqid: str, data: st.DataObject) -> None:
+        """Mostly the current version, so that many are written; and mostly without a fence."""
+        cell = self.model.cells.get(name)
+        version = data.draw(st.sampled_from([cell.version if cell else 0] * 3 + [0, 1, 2]))
+        lock = data.draw(st.sampled_from(["", "", "", "a", *(2 * list(self.model.held))]))
+        fence = (lock, 0)
+        if lock:
+            holder = self.model.held.get(lock)
+            current = holder.token if holder else self.some_token(data)
+            fence = (lock, data.draw(st.sampled_from([current, current, self.some_token(data)])))
+        who = self.connection()
+        options = [reqid] if reqid else []
+        options += ["FENCE", lock, str(fence[1])] if lock else []
+        if reqid:
+            self.asked[who] = ("P", name, reqid)
+        value = f"value {who}"
+        self.node.put(who, name, value, str(version), *options)
+        self.model.put(who, name, reqid, value, version, fence)
 
     def number(self, client: str, step: int) -> str:
         self.numbers[client] = max(self.numbers[client] + step, 1)
@@ -479,8 +616,94 @@ class LocksAgainstModel(RuleBasedStateMachine):
         command, name, reqid = data.draw(st.sampled_from(sent))
         if command == "L":
             self.lock_as(name, reqid, lease_ms, wait_ms)
-        else:
+        elif command == "U":
             self.unlock_as(name, reqid)
+        else:
+            self.put_as(name, reqid, data)
+
+    @rule(name=names_of_registers, kind=kinds, data=st.data())
+    def put(self, name: str, kind: int, data: st.DataObject) -> None:
+        self.put_as(name, self.request_id(kind, data), data)
+
+    put_again = put
+
+    @rule(name=names_of_registers, data=st.data())
+    def put_without_a_request_id(self, name: str, data: st.DataObject) -> None:
+        self.put_as(name, "", data)
+
+    @precondition(lambda self: self.model.held)
+    @rule(step=st.sampled_from([-1, 0, 1]), data=st.data())
+    def a_client_puts_while_it_waits(self, step: int, data: st.DataObject) -> None:
+        client = data.draw(st.sampled_from(list(self.numbers)))
+        self.lock_as(next(iter(self.model.held)), self.number(client, 1), 0, 6_000)
+        self.put_as(data.draw(names_of_registers), self.number(client, step), data)
+
+    @precondition(lambda self: self.node.waiting)
+    @rule(kind=kinds, data=st.data())
+    def a_name_whose_line_is_gone_is_put_to(self, kind: int, data: st.DataObject) -> None:
+        """And one of them comes back."""
+        name, line = next((name, line) for name, line in self.model.lines.items() if line)
+        self.sync()
+        for gone in [connection for wait in line for connection in wait.connections]:
+            self.node.hang_up(gone)
+            self.model.hang_up(gone)
+        who = self.connection()
+        self.node.delete(who, name)
+        self.model.delete(who, name)
+        self.put_as(name, self.request_id(kind, data), data)
+        if line:
+            self.lock_as(name, line[0].reqid, 0, 6_000)
+
+    @rule(name=names_of_registers)
+    def get(self, name: str) -> None:
+        who = self.connection()
+        self.node.get(who, name)
+        self.model.get(who, name)
+
+    @rule(name=names_of_registers, length_ms=ends)
+    def a_register_is_given_an_end(self, name: str, length_ms: int) -> None:
+        self.end_in(name, length_ms)
+
+    @precondition(lambda self: self.model.cells)
+    @rule(length_ms=ends.filter(lambda length_ms: 0 < length_ms < FOR_EVER), data=st.data())
+    def a_register_that_there_is_is_given_an_end(self, length_ms: int, data: st.DataObject) -> None:
+        self.end_in(data.draw(st.sampled_from(list(self.model.cells))), length_ms)
+
+    @precondition(lambda self: self.model.first_end_ms() < FOR_EVER)
+    @rule(short_ms=st.sampled_from([1, 0, 0]), kind=kinds, data=st.data())
+    def a_register_is_asked_for_when_it_is_due(
+        self, short_ms: int, kind: int, data: st.DataObject
+    ) -> None:
+        """Or in the millisecond before."""
+        self.pair.turn()
+        self.pass_time_until(self.model.first_end_ms() - short_ms)
+        name = min(self.model.cells, key=lambda name: self.model.cells[name].ends_ms, default="r")
+        match data.draw(st.integers(0, 4)):
+            case 0:
+                self.get(name)
+            case 1:
+                self.delete_or_verify(name, data)
+            case 2:
+                self.lock_as(name, self.request_id(kind, data), 0, 0)
+            case 3:
+                self.unlock_as(name, self.request_id(kind, data))
+            case _:
+                self.put_as(name, self.request_id(kind, data), data)
+
+    def end_in(self, name: str, length_ms: int) -> None:
+        who = self.connection()
+        if length_ms == FOR_EVER:
+            self.node.persist(who, name)
+        else:
+            self.node.expire_in(who, name, str(length_ms))
+        self.model.expire_in(who, name, length_ms)
+
+    @precondition(lambda self: self.model.cells)
+    @rule(data=st.data())
+    def a_register_is_deleted(self, data: st.DataObject) -> None:
+        name, who = data.draw(st.sampled_from(list(self.model.cells))), self.connection()
+        self.node.delete(who, name)
+        self.model.delete(who, name)
 
     @rule(name=names, kind=kinds, data=st.data())
     def unlock(self, name: str, kind: int, data: st.DataObject) -> None:
@@ -546,10 +769,13 @@ class LocksAgainstModel(RuleBasedStateMachine):
     def time_passes_until_something_is_due(self, short_ms: int) -> None:
         """Or until the millisecond before."""
         self.pair.turn()
+        self.pass_time_until(self.model.first_due_ms() - short_ms)
+
+    def pass_time_until(self, then_ms: int) -> None:
         node = self.node
         node.look_at_the_clock(self.real_us)
         self.sync()
-        left_ms = self.model.first_due_ms() - self.model.now_ms - short_ms
+        left_ms = then_ms - self.model.now_ms
         if 0 < left_ms < 10_000:
             then_us = math.ceil((node.now_ms + left_ms - node.since_ms) * 1_000 / node.rate)
             self.pass_time((then_us - self.real_us) / 1_000)
@@ -669,6 +895,23 @@ class LocksAgainstModel(RuleBasedStateMachine):
         assert state.locks.leases == sum(ends_ms != FOR_EVER for _, _, ends_ms in held.values())
 
     @invariant()
+    def the_registers_agree(self) -> None:
+        registers = self.node.replica.state.registers
+        cells = [
+            (name.decode(), Cell(value.decode(), version, ends_ms or FOR_EVER))
+            for name, (_, value, version, ends_ms) in registers.held.items()
+        ]
+        assert cells == [
+            (name, Cell(cell.value, cell.version, cell.ends_ms))
+            for name, cell in self.model.cells.items()
+        ]
+        assert registers.expiring == sum(cell.ends_ms != FOR_EVER for _, cell in cells)
+        created = [register[0] for register in registers.held.values()]
+        assert created == sorted(set(created)), "in the order in which they were created (V5)"
+        for name in self.model.cells:
+            assert name not in self.model.held and not self.model.lines.get(name), "both (G1)"
+
+    @invariant()
     def the_lines_agree(self) -> None:
         queue = self.node.replica.executor.queue
         lines = {
@@ -686,7 +929,7 @@ class LocksAgainstModel(RuleBasedStateMachine):
     def tokens_rise(self) -> None:
         """Of all grants that were ever made, of any name and in any history (I7)."""
         new = sorted(
-            {int(text) for text in self.node.told.values() if text.isdigit() and int(text) > 1}
+            {int(text) for text in self.node.told.values() if is_token(text)}
             | {holder.token for holder in self.model.held.values()}
         )
         last = self.tokens[-1] if self.tokens else 0
@@ -696,6 +939,6 @@ class LocksAgainstModel(RuleBasedStateMachine):
 
 
 LocksAgainstModel.TestCase.settings = settings(
-    max_examples=ROUNDS, stateful_step_count=60, deadline=None, print_blob=True
+    max_examples=ROUNDS, stateful_step_count=75, deadline=None, print_blob=True
 )
 TestLocksAgainstModel = LocksAgainstModel.TestCase

@@ -6,17 +6,29 @@ import pytest
 from harness.replicas import fields_of, pack
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_state import Entry, batch_of, execute, forget, lock, new_state, random_history, unlock
+from test_state import (
+    Entry,
+    batch_of,
+    execute,
+    forget,
+    lock,
+    new_state,
+    put,
+    random_history,
+    unlock,
+)
 
-from holdfast.server.core import snapshot
+from holdfast.server.core import limits, snapshot
 from holdfast.server.core.snapshot import digest
 from holdfast.server.core.state import (
     DELETE,
+    END_AT,
     EPOCH,
     EXPIRE,
     FORGET,
     LOCK,
     LOCK_WITH,
+    PUT,
     RENEW,
     UNDO,
     UNLOCK,
@@ -55,6 +67,11 @@ def a_full_state() -> State:
         unlock(state, b"none", b"@c%d:2" % n)
     state.apply(LOCK_WITH, b"leased", b"r8", b"", b"5000")
     state.apply(LOCK_WITH, b"passed", b"r9", b"", b"1000")
+    for n in range(4):
+        put(state, b"register %d" % n, b"", b"\x00value\r\n" * n, 0)
+    put(state, b"register 1", b"@r:1", b"", 1)
+    state.apply(END_AT, b"register 2", b"", b"", b"5000")
+    state.apply(END_AT, b"register 3", b"", b"", b"1000")
     state.stamp(3, 1_234)
     return state
 
@@ -68,6 +85,29 @@ def test_a_restored_snapshot_is_the_state_that_was_cut(size: int) -> None:
     assert digest(copy) == digest(state)
     assert copy.replies.old_replies_since_ms == state.replies.old_replies_since_ms
     assert copy.locks.held == state.locks.held and copy.locks.leases == state.locks.leases == 2
+    assert list(copy.registers.held.items()) == list(state.registers.held.items()), "in order (V5)"
+    assert copy.registers.expiring == state.registers.expiring == 2
+    assert copy.registers.size_bytes == state.registers.size_bytes > 0
+
+
+def test_large_values_make_slices_shorter() -> None:
+    """A turn of the loop sends, or hashes, so much and not more, however large the registers."""
+    state = new_state()
+    for n in range(40):
+        put(state, b"large %d" % n, b"", b"v" * limits.VALUE_BYTES_MAX, 0)
+        put(state, b"small %d" % n, b"", b"v" * 9, 0)
+    expected, cut, items = digest(state), snapshot.Cut(state), 0
+    while fields := cut.slice(limits.SNAPSHOT_ITEMS_PER_SLICE):
+        items += len(fields) // snapshot.ITEM_FIELDS
+        values = sum(len(str(field)) for field in fields[3 :: snapshot.ITEM_FIELDS])
+        assert values < limits.CATCH_UP_BYTES_PER_TURN + 2 * limits.VALUE_BYTES_MAX
+    cut.close()
+    assert items == 80
+    sliced, slices = snapshot.Digest(state), 1
+    while sliced.advance(limits.DIGEST_ITEMS_PER_SLICE):
+        slices += 1
+    sliced.close()
+    assert 20 <= slices <= 42 and sliced.hexdigest() == expected
 
 
 def test_an_empty_state_has_an_empty_snapshot() -> None:
@@ -143,19 +183,53 @@ CHANGES: dict[str, list[Entry]] = {
     "a renewal of a later grant": [
         (UNLOCK, b"leased", b"u", b"", b""),
         (LOCK_WITH, b"leased", b"x", b"", b"6000"),
-        (RENEW, b"leased", b"", b"1022", b"9000"),
+        (RENEW, b"leased", b"", b"1029", b"9000"),
     ],
     "an expiry": [(EXPIRE, b"passed", b"", b"", b"")],
     "an expiry and a new grant": [
         (EXPIRE, b"passed", b"", b"", b""),
         (LOCK_WITH, b"passed", b"x", b"you", b"7000"),
     ],
+    "a put": [(PUT, b"register 1", b"", b"new", b"2")],
+    "two puts, one with a request id": [
+        (PUT, b"register 0", b"p1", b"new", b"1"),
+        (PUT, b"register 0", b"", b"newer", b"2"),
+    ],
+    "a refused put": [(PUT, b"register 0", b"p1", b"new", b"5")],
+    "a fenced put": [(PUT, b"register 2", b"@c7:3", b"new", b"1 1019 leased")],
+    "a register is given an end": [(END_AT, b"register 0", b"", b"", b"9000")],
+    "an end is taken back": [(END_AT, b"register 3", b"", b"", b"0")],
+    "a deleted register": [(DELETE, b"register 1", b"", b"", b"")],
+    "an expired register that is created again": [
+        (EXPIRE, b"register 3", b"", b"", b""),
+        (PUT, b"register 3", b"", b"again", b"0"),
+        (PUT, b"register 3", b"", b"and again", b"1"),
+    ],
+    "a new register that is deleted": [
+        (PUT, b"fresh", b"p1", b"x", b"0"),
+        (DELETE, b"fresh", b"", b"", b""),
+    ],
+    "a register becomes a lock": [
+        (DELETE, b"register 2", b"", b"", b""),
+        (LOCK_WITH, b"register 2", b"x", b"you", b"6000"),
+    ],
+    "a lock becomes a register": [
+        (UNLOCK, b"old 1", b"u", b"", b""),
+        (PUT, b"old 1", b"p1", b"x", b"0"),
+        (END_AT, b"old 1", b"", b"", b"7000"),
+    ],
+    "a lock and a register change places": [
+        (DELETE, b"old 1", b"", b"", b""),
+        (DELETE, b"register 2", b"", b"", b""),
+        (PUT, b"old 1", b"", b"x", b"0"),
+        (LOCK, b"register 2", b"x", b"", b""),
+    ],
     "a new epoch": [(EPOCH, b"", b"", b"", b"5000")],
 }
 
 
 @pytest.mark.parametrize("change", CHANGES)
-@pytest.mark.parametrize("sent_before", range(0, 24, 3))
+@pytest.mark.parametrize("sent_before", range(0, 30, 3))
 def test_a_change_during_the_walk_is_not_in_the_snapshot(change: str, sent_before: int) -> None:
     state = a_full_state()
     before = digest(state)
@@ -206,9 +280,11 @@ def test_closing_leaves_no_trace_wherever_the_walk_stood() -> None:
         cut = snapshot.Cut(state)
         cut.slice(sent)
         unlock(state, b"old 1", b"u")
-        lock(state, b"old 1", b"@c1:2")
+        lock(state, b"old 1", b"@c1:3")
+        put(state, b"register 0", b"", b"new", 1)
         cut.close()
         assert state.locks.before_cut is None and state.replies.before_cut is None
+        assert state.registers.before_cut is None
         unlock(state, b"old 2", b"u2")
         now = digest(state)
         again = snapshot.Cut(state)
@@ -247,7 +323,7 @@ def test_a_digest_in_slices_is_the_digest_in_one_go(size: int) -> None:
 
 
 @pytest.mark.parametrize("change", CHANGES)
-@pytest.mark.parametrize("taken_before", range(0, 24, 5))
+@pytest.mark.parametrize("taken_before", range(0, 30, 5))
 def test_changes_during_the_slices_make_no_difference(change: str, taken_before: int) -> None:
     state = a_full_state()
     expected, offset = digest(state), state.offset
@@ -264,7 +340,8 @@ def test_changes_during_the_slices_make_no_difference(change: str, taken_before:
 
 def test_a_digest_does_not_depend_on_the_order_of_the_tables() -> None:
     state, other = a_full_state(), a_full_state()
-    for table in (other.locks.held, other.replies.clients, other.replies.replies):
+    replies = other.replies
+    for table in (other.locks.held, other.registers.held, replies.clients, replies.replies):
         for key in reversed(list(table)):
             table[key] = table.pop(key)  # type: ignore[index, call-overload]
     assert list(other.locks.held) != list(state.locks.held)
@@ -276,6 +353,7 @@ def test_a_digest_sees_every_single_item_and_the_header() -> None:
     count = 1
     for table_of in (
         lambda state: state.locks.held,
+        lambda state: state.registers.held,
         lambda state: state.replies.clients,
         lambda state: state.replies.old_clients,
         lambda state: state.replies.replies,
@@ -301,6 +379,31 @@ def test_a_digest_tells_which_generation_an_answer_is_in() -> None:
     other.replies.old_replies[key] = answer
     del other.replies.replies[key]
     assert digest(other) != digest(state)
+
+
+def test_a_digest_sees_every_field_of_a_register() -> None:
+    created, value, version, ends_ms = a_full_state().registers.held[b"register 2"]
+    seen = {digest(a_full_state())}
+    for register in (
+        (created + 1, value, version, ends_ms),
+        (created, value + b"x", version, ends_ms),
+        (created, value, version + 1, ends_ms),
+        (created, value, version, ends_ms + 1),
+    ):
+        state = a_full_state()
+        state.registers.held[b"register 2"] = register
+        seen.add(digest(state))
+    assert len(seen) == 5
+
+
+def test_the_puts_among_the_changes_write_unless_they_say_otherwise() -> None:
+    for change in CHANGES:
+        state = a_full_state()
+        answers = [(entry[0], execute(state, entry)) for entry in CHANGES[change]]
+        puts = [answer for kind, answer in answers if kind in (PUT, END_AT)]
+        assert all(isinstance(answer, int) and answer > 0 for answer in puts) is (
+            change != "a refused put"
+        ), change
 
 
 def test_the_renewals_among_the_changes_are_of_current_grants() -> None:

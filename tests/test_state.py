@@ -14,16 +14,19 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from holdfast.server.core import limits, reply_cache
+from holdfast.server.core.register_table import NO_KEY, STALE_TOKEN
 from holdfast.server.core.reply_cache import Refused
 from holdfast.server.core.snapshot import digest
 from holdfast.server.core.state import (
     COMMAND_OF,
     DELETE,
+    END_AT,
     EPOCH,
     EXPIRE,
     FORGET,
     LOCK,
     LOCK_WITH,
+    PUT,
     REFUSE,
     RENEW,
     SHORT,
@@ -36,6 +39,7 @@ from holdfast.server.core.state import (
 Entry = tuple[int, bytes, bytes, bytes, bytes]
 
 NAMES = [b"a", b"b", b"\x00\xff\r\n"]
+REGISTERS = [b"v", b"\x00v\r\n", b"a"]  # one of them is sometimes a lock
 SEED = 20240607
 
 
@@ -48,7 +52,7 @@ def new_state() -> State:
 def execute(state: State, entry: Entry) -> int | Refused:
     """As the primary does: recall, and apply only what is new."""
     kind, name, reqid, owner, argument = entry
-    if kind in COMMAND_OF:
+    if kind in COMMAND_OF and reqid:
         known = state.replies.recall(COMMAND_OF[kind], name, reqid)
         if known is not None:
             return known
@@ -67,6 +71,14 @@ def undo(state: State, name: bytes, reqid: bytes, undone: bytes) -> int | Refuse
     return execute(state, (UNDO, name, reqid, b"", undone))
 
 
+def put(
+    state: State, name: bytes, reqid: bytes, value: bytes, version: int, fence: bytes = b""
+) -> int | Refused:
+    """``fence``: b"<fencing token> <lock>"."""
+    argument = b"%d %b" % (version, fence) if fence else b"%d" % version
+    return execute(state, (PUT, name, reqid, value, argument))
+
+
 def forget(state: State, table: bytes, times: int = 2) -> None:
     for _ in range(times):
         state.apply(FORGET, b"", b"", b"", table)
@@ -81,7 +93,9 @@ def random_history(seed: int, count: int) -> list[Entry]:
         client = dice.randrange(4)
         n = sequences[client] = sequences.get(client, 0) + dice.randrange(1, 3)
         reqid = b"@%d:%d" % (client, n) if dice.random() < 0.5 else b"r%d" % dice.randrange(99)
-        match dice.randrange(20):
+        if name in shadow.registers.held:
+            name = b"b"  # a name is a lock or a register at a time
+        match dice.randrange(28):
             case 0:
                 entry = (FORGET, b"", b"", b"", dice.choice([b"r", b"c"]))
             case 1:
@@ -100,6 +114,8 @@ def random_history(seed: int, count: int) -> list[Entry]:
                 entry = (REFUSE, name, reqid, b"", b"")
             case 11 | 12:
                 entry = about_the_grant(dice, shadow, name, reqid)
+            case 20 | 21 | 22 | 23 | 24 | 25 | 26 | 27:
+                entry = about_a_register(dice, shadow, reqid)
             case _:
                 entry = (LOCK, name, reqid, b"", b"")
         before = shadow.offset
@@ -121,6 +137,24 @@ def about_the_grant(dice: random.Random, state: State, name: bytes, reqid: bytes
             (UNLOCK_GRANT, name, reqid, b"", token),
             (DELETE, name, b"", b"", b""),
         ]
+    )
+
+
+def about_a_register(dice: random.Random, state: State, reqid: bytes) -> Entry:
+    """What a primary could append about registers."""
+    name = dice.choice([name for name in REGISTERS if name not in state.locks.held])
+    register = state.registers.held.get(name, (0, b"", 0, 0))
+    if 0 < register[3] <= state.time_ms:
+        return (EXPIRE, name, b"", b"", b"")
+    argument = b"%d" % dice.choice([register[2], register[2], register[2], 0, 5])
+    if state.locks.held and dice.random() < 0.3:
+        lock_name, grant = dice.choice(list(state.locks.held.items()))
+        argument += b" %d %b" % (dice.choice([grant[0], grant[0], 77]), lock_name)
+    value = dice.choice([b"", b"x", b"\r\n$5\r\n", b"long" * 500])
+    entry = (PUT, name, dice.choice([reqid, reqid, b""]), value, argument)
+    ends = dice.choice([b"0", b"40", b"5000"])  # never, passed, to come
+    return dice.choice(
+        [entry] * 4 + [(END_AT, name, b"", b"", ends), (DELETE, name, b"", b"", b"")]
     )
 
 
@@ -175,7 +209,7 @@ def test_another_process_with_another_hash_seed_gets_the_same_digest() -> None:
 
 
 def test_the_digest_tells_states_apart() -> None:
-    states = [new_state() for _ in range(12)]
+    states = [new_state() for _ in range(19)]
     lock(states[1], b"a", b"r1")
     lock(states[2], b"a", b"r1", b"me")
     lock(states[3], b"a", b"@c:1")
@@ -187,7 +221,16 @@ def test_the_digest_tells_states_apart() -> None:
     states[9].apply(REFUSE, b"a", b"r1")
     states[10].apply(LOCK_WITH, b"r1", b"a")  # the fields of states[1], elsewhere
     states[11].history = "another"
-    assert len({digest(state) for state in states}) == 12
+    put(states[12], b"a", b"", b"x", 0)
+    put(states[13], b"a", b"", b"y", 0)
+    put(states[14], b"a", b"r1", b"x", 0)
+    put(states[15], b"a", b"r1", b"x", 1)
+    put(states[16], b"x", b"", b"a", 0)  # the fields of states[12], elsewhere
+    states[17].registers.load(b"a", (1_001, b"x", 2, 0))
+    states[18].registers.load(b"a", (1_001, b"x", 1, 60))
+    for state in (states[17], states[18]):
+        state.offset = states[12].offset
+    assert len({digest(state) for state in states}) == 19
 
 
 # -- answers --------------------------------------------------------------------------------------
@@ -274,7 +317,119 @@ def test_what_has_no_request_id_is_not_remembered() -> None:
     state.stamp(1, 90)
     assert state.apply(EXPIRE, b"a", b"") == 1
     assert state.apply(DELETE, b"a", b"") == 0
-    assert state.replies.replies == before and state.offset == token + 4
+    assert state.apply(PUT, b"a", b"", b"x", b"0") == 1
+    assert state.apply(PUT, b"a", b"", b"x", b"0") == -1
+    assert state.apply(END_AT, b"a", b"", b"", b"900") == 1
+    assert state.replies.replies == before and state.offset == token + 7
+
+
+# -- registers -----------------------------------------------------------------------------------
+
+
+def fence_of(state: State, name: bytes) -> bytes:
+    return b"%d %b" % (state.locks.held[name][0], name)
+
+
+def test_a_put_answers_the_new_version_or_what_it_met() -> None:
+    state = new_state()
+    assert put(state, b"a", b"r1", b"one", 1) == NO_KEY
+    assert put(state, b"a", b"r2", b"one", 0) == 1
+    assert put(state, b"a", b"r3", b"two", 1) == 2
+    assert put(state, b"a", b"r4", b"no", 1) == -2
+    assert put(state, b"a", b"", b"three", 2) == 3
+    assert state.registers.held == {b"a": (1_002, b"three", 3, 0)}
+
+
+@pytest.mark.parametrize("ids", [(b"r1", b"r2", b"r3"), (b"@c:1", b"@d:1", b"@e:1")])
+def test_a_repeated_put_gets_the_first_answer_and_writes_nothing(
+    ids: tuple[bytes, bytes, bytes],
+) -> None:
+    state = new_state()
+    puts = ((b"a", 0, b""), (b"a", 5, b""), (b"a", 1, b"77 lock"))
+    expected = [1, -1, STALE_TOKEN]
+    for reqid, (name, version, fence), answer in zip(ids, puts, expected, strict=True):
+        assert put(state, name, reqid, b"x", version, fence) == answer
+    put(state, b"a", b"", b"later", 1)
+    before = digest(state)
+    for reqid, (name, version, fence), answer in zip(ids, puts, expected, strict=True):
+        assert put(state, name, reqid, b"x", version, fence) == answer
+    assert digest(state) == before
+
+
+def test_one_opaque_id_may_serve_a_put_too() -> None:
+    state = new_state()
+    assert lock(state, b"a", b"r1") == 1_001
+    assert unlock(state, b"a", b"r1") == 1
+    assert put(state, b"a", b"r1", b"x", 0) == 1
+    assert lock(state, b"a", b"r1") == 1_001, "each its own first answer"
+    assert put(state, b"a", b"r1", b"y", 1) == 1
+
+
+def test_a_clients_id_is_of_one_command_on_one_name() -> None:
+    state = new_state()
+    put(state, b"a", b"@c:5", b"x", 0)
+    assert put(state, b"b", b"@c:5", b"x", 0) is Refused.REUSED
+    assert unlock(state, b"a", b"@c:5") is Refused.REUSED
+    assert put(state, b"a", b"@c:4", b"y", 1) is Refused.REQUEST_GONE
+    assert lock(state, b"l", b"@c:6") == 1_002
+    assert put(state, b"a", b"@c:5", b"x", 0) is Refused.REQUEST_GONE
+
+
+def test_a_put_without_a_request_id_is_remembered_nowhere() -> None:
+    state = new_state()
+    assert [put(state, b"a", b"", b"x", 0), put(state, b"a", b"", b"x", 0)] == [1, -1]
+    assert not state.replies.replies and not state.replies.clients and state.offset == 1_002
+
+
+def test_a_fenced_put_writes_while_the_grant_is_current() -> None:
+    state = new_state()
+    lock(state, b"l", b"r1")
+    fence = fence_of(state, b"l")
+    assert put(state, b"a", b"", b"one", 0, fence) == 1
+    assert put(state, b"a", b"", b"one", 0, fence) == -1, "the fence is no excuse for the version"
+    unlock(state, b"l", b"u1")
+    assert put(state, b"a", b"", b"two", 1, fence) == STALE_TOKEN
+    lock(state, b"l", b"r2")
+    assert put(state, b"a", b"", b"two", 1, fence) == STALE_TOKEN
+    assert put(state, b"a", b"", b"two", 1, fence_of(state, b"l")) == 2
+
+
+def test_a_fence_is_looked_at_before_key_and_version() -> None:
+    state = new_state()
+    put(state, b"a", b"", b"x", 0)
+    for name, version in ((b"a", 0), (b"a", 9), (b"none", 3)):
+        assert put(state, name, b"", b"y", version, b"77 l") == STALE_TOKEN
+
+
+@pytest.mark.parametrize("lock_name", [b" ", b"a b", b" 12 x", b"\x00\r\n", b"7"])
+def test_the_name_of_a_fence_may_have_any_bytes(lock_name: bytes) -> None:
+    state = new_state()
+    lock(state, lock_name, b"r1")
+    assert put(state, b"v", b"", b"x", 0, fence_of(state, lock_name)) == 1
+    lock(state, lock_name[:-1] + b"?", b"r2")
+    assert put(state, b"v", b"", b"x", 1, b"1001 " + lock_name[:-1] + b"?") == STALE_TOKEN
+
+
+def test_a_register_is_deleted_and_expires_by_the_same_entries_as_a_lock() -> None:
+    state = new_state()
+    put(state, b"a", b"", b"x", 0)
+    assert state.apply(END_AT, b"a", b"", b"", b"60") == 1
+    assert state.apply(END_AT, b"none", b"", b"", b"60") == 0
+    with pytest.raises(AssertionError):
+        state.apply(EXPIRE, b"a", b"")
+    state.stamp(1, 60)
+    assert state.apply(EXPIRE, b"a", b"") == 1 and not state.registers.held
+    assert put(state, b"a", b"", b"x", 0) == 1
+    assert state.apply(DELETE, b"a", b"") == 1
+    assert state.apply(DELETE, b"a", b"") == 0
+    assert lock(state, b"a", b"r1") == state.offset, "the name is free for a lock"
+
+
+def test_a_held_lock_is_never_overwritten_by_a_put() -> None:
+    state = new_state()
+    lock(state, b"a", b"r1")
+    with pytest.raises(AssertionError):
+        state.apply(PUT, b"a", b"r2", b"x", b"0")
 
 
 # -- UNLOCK ... REQUEST ---------------------------------------------------------------------------

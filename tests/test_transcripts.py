@@ -12,6 +12,10 @@ drives two replicas back to back (``harness/replicas.py``): P, which begins as p
     P verify CLIENT NAME TOKEN
     P delete CLIENT NAME
     P inspect CLIENT NAME
+    P put CLIENT NAME VALUE VERSION [REQID] [FENCE LOCK TOKEN]      (VPUT)
+    P get CLIENT NAME                       (VGET)
+    P expire-in CLIENT NAME MS              (PEXPIRE)
+    P persist CLIENT NAME
     P hang up CLIENT                the client's connection is gone
     turn                            the primary's loop turn ends: its frame goes on the wire
     P turn                          the same on a node that is alone
@@ -63,6 +67,7 @@ from holdfast.server.core.replica import Replica, Role
 from holdfast.server.core.state import (
     COMMAND_OF,
     DELETE,
+    END_AT,
     EPOCH,
     EXPIRE,
     FORGET,
@@ -79,13 +84,14 @@ from holdfast.server.core.state import (
 from holdfast.server.core.view import Cas, View
 
 REQUESTS = (
-    "lock", "unlock", "unlock-grant", "undo", "renew", "verify", "delete", "inspect",
+    "lock", "unlock", "unlock-grant", "undo", "renew", "verify", "delete", "inspect", "put", "get",
+    "expire-in", "persist",
 )  # fmt: skip
 SCENARIOS = sorted((Path(__file__).parent / "scenarios").glob("*.txt"))
 KINDS = {
     LOCK: "LOCK", LOCK_WITH: "LOCK", UNLOCK: "UNLOCK", UNLOCK_GRANT: "UNLOCK GRANT", UNDO: "UNDO",
     REFUSE: "REFUSE", RENEW: "RENEW", EXPIRE: "EXPIRE", DELETE: "DELETE", PUT: "PUT",
-    EPOCH: "EPOCH", FORGET: "FORGET",
+    END_AT: "END AT", EPOCH: "EPOCH", FORGET: "FORGET",
 }  # fmt: skip
 
 
@@ -302,6 +308,11 @@ class Runner:
                 f"{name.decode()}: token {token}, request {reqid.decode()}, "
                 f"owner {owner.decode()}, since {at_ms}"
                 + (f", until {expires_at_ms}" if expires_at_ms else "")
+            )
+        for name, (created, value, version, ends_at_ms) in sorted(state.registers.held.items()):
+            self.effects.append(
+                f"{name.decode()}: {value.decode()}, version {version}, created at {created}"
+                + (f", until {ends_at_ms}" if ends_at_ms else "")
             )
         queue = replica.executor.queue
         for name in sorted(queue.lines):

@@ -17,6 +17,7 @@ from holdfast.resp.replies import fields_of
 from holdfast.server.core import snapshot, stream
 from holdfast.server.core.backlog import Point
 from holdfast.server.core.executor import Executor
+from holdfast.server.core.register_table import NO_KEY, STALE_TOKEN, Register
 from holdfast.server.core.replica import Phase, Replica, Replies, Role
 from holdfast.server.core.reply_cache import Refused
 from holdfast.server.core.snapshot import digest
@@ -40,6 +41,14 @@ def messages_of(data: bytes) -> list[Any]:
 
 def _text(answer: object) -> str:
     return "-" + answer.value.split()[0] if isinstance(answer, Refused) else str(answer)
+
+
+def _put_text(answer: int) -> str:
+    if answer == NO_KEY:
+        return "-NOKEY"
+    if answer == STALE_TOKEN:
+        return "-STALETOKEN"
+    return str(answer) if answer > 0 else f"-VERSION {-answer}"
 
 
 class SimNode:
@@ -100,6 +109,50 @@ class SimNode:
     def delete(self, client: str, name: str) -> None:
         self._tell(client, self._executor.delete(name.encode()))
 
+    def put(self, client: str, name: str, value: str, version: str, *options: str) -> None:
+        """Options as on the wire: ``[REQID] [FENCE LOCK TOKEN]``."""
+        reqid = options[0] if len(options) in (1, 4) else ""
+        fence = "{2} {1}".format(*options[-3:]) if len(options) >= 3 else ""
+        answer = self._executor.registers.put(
+            name.encode(), reqid.encode(), value.encode(), int(version), fence.encode()
+        )
+        if isinstance(answer, Refused):
+            self._tell(client, answer)
+        else:
+            self._answer(client, _put_text(answer))
+
+    def get(self, client: str, name: str) -> None:
+        found = self._look(name)
+        if isinstance(found, Refused):
+            self._tell(client, found)
+        elif found is None:
+            self._answer(client, "-NOKEY")
+        else:
+            self._answer(client, f"{found[1].decode()} version {found[2]}")
+
+    def expire_in(self, client: str, name: str, milliseconds: str) -> None:
+        """PEXPIRE."""
+        found = self._look(name)
+        if isinstance(found, tuple):
+            self._tell(client, self._executor.registers.end_in(name.encode(), int(milliseconds)))
+        else:
+            self._tell(client, found or 0)
+
+    def persist(self, client: str, name: str) -> None:
+        found = self._look(name)
+        if isinstance(found, tuple):
+            self._tell(client, self._executor.registers.end_never(name.encode()))
+        else:
+            self._tell(client, found or 0)
+
+    def _look(self, name: str) -> Register | Refused | None:
+        """The register of that name; IS_LOCK if it is one. As the commands ask for it."""
+        register = self._executor.registers.look(name.encode())
+        if register is not None:
+            return register
+        grant = self._executor.look(name.encode())
+        return Refused.IS_LOCK if isinstance(grant, tuple) else grant
+
     def hang_up(self, client: str) -> None:
         """The client's connection is gone."""
         self._executor.hang_up(client)
@@ -152,7 +205,8 @@ class SimNode:
             replica.executor.answered.clear()
         if self._held and replica.holding:
             held: Replies = [(client, text.encode()) for client, text in self._held]
-            replica.hold_back(held, sum(len(text) for _, text in held))
+            values_bytes = replica.executor.value_bytes
+            replica.hold_back(held, sum(len(text) for _, text in held) + values_bytes)
         else:
             self.said += self._held
         self._held.clear()
