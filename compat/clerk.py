@@ -13,6 +13,7 @@ are daemons: no program is kept from ending for a node that may never come back.
 from __future__ import annotations
 
 import atexit
+import copy
 import logging
 import os
 import random
@@ -275,6 +276,14 @@ class Clerk:
             ],
             self._undo_ms,
         )
+
+    def _copied(self) -> Clerk:
+        """An open one like it, for what has to be brought to an end when this one was closed."""
+        copied = copy.copy(self)
+        copied._closed = False
+        copied._begin()
+        _clerks.add(copied)
+        return copied
 
     def _open_session(self) -> _Session:
         if self._closed:

@@ -60,10 +60,10 @@ class MaybeError(IndeterminateError):
     """A put that was to leave nothing behind (`once=False`) was sent, its reply was lost, and when
     it was sent again the register had changed: by the first copy of the put, or by somebody else.
 
-    Read the register again: unlike after any other IndeterminateError that settles it, for a copy of
-    the put that is still under way names a version that is gone for good. (Unless the register is
-    deleted meanwhile: the next one of its name counts from 1 again.) `__cause__` is what the last
-    copy was answered.
+    Read the register again: unlike after any other IndeterminateError that settles it, for a copy
+    of the put that is still under way names a version, or a fencing token, that is gone for good.
+    (Unless the register is deleted: the next one of its name counts from 1 again.) `__cause__` is
+    what the last copy was answered.
     """
 
 

@@ -28,7 +28,7 @@ import secrets
 import threading
 import time
 from types import TracebackType
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from redis.exceptions import RedisError, ResponseError
 
@@ -75,20 +75,29 @@ class _Held(NamedTuple):
 class RegisterLock:
     """A lock in the register `name`: `with RegisterLock(clerk, "a"): ...`
 
+    It has no lease, no line and no fencing token: a holder that dies keeps it until somebody writes
+    an empty value over it, and who waits asks again and again. `Clerk.lock` has all three; this one
+    is for where there is nothing but registers. The register must hold nothing else: any other
+    value counts as somebody who holds the lock.
+
     The object is not shared: one thread or greenlet at a time may use it, and RuntimeError tells
     a second one so. Give each its own. (It may be acquired by one, and later released by another.)
     After a fork, what was acquired before is the parent's.
 
     Calls take as long as those of the Clerk: up to its `deadline_ms` where no node answers,
     whatever the time-out. `settle_ms` is for how long the background goes on with what could not be
-    brought to an end. Keep the Clerk open for that.
+    brought to an end, after the Clerk was closed too.
     """
 
     def __init__(self, clerk: Registers, name: str | bytes, *, settle_ms: int = 60_000) -> None:
+        for method in ("get", "put"):
+            if not callable(getattr(clerk, method, None)):
+                raise TypeError(f"clerk must be a Clerk, not {clerk!r}")
         self.name = name
         self._hands = _Hands(clerk, register_key(name))
         self._settle_us = length_ms("settle_ms", settle_ms) * 1_000
         self._is_in_use = False
+        self._pid = os.getpid()
         self._held: _Held | None = None
         # An identity that was given up, or is to be released, and not known to be gone.
         self._freeing: Freeing | None = None
@@ -107,6 +116,7 @@ class RegisterLock:
         before anything else, and raises IndeterminateError while it cannot.
         """
         until_us = _until_us(blocking, timeout)
+        self._forget_parents()
         self._refuse_second_use()
         if self._held is not None:
             raise RuntimeError(f"{self!r} is held already")
@@ -138,6 +148,7 @@ class RegisterLock:
         Raises LockNotHeldError if it was not acquired, LockLostError if somebody else has changed
         the register meanwhile.
         """
+        self._forget_parents()
         self._refuse_second_use()
         held, pid = self._held, os.getpid()
         if held is None and self._freeing is None:
@@ -196,6 +207,13 @@ class RegisterLock:
         self._freeing = None
         return freeing.was_lost
 
+    def _forget_parents(self) -> None:
+        """In a forked child: what was acquired before is the parent's, and so is what is open."""
+        if self._pid != os.getpid():
+            self._pid = os.getpid()
+            self._held = self._freeing = self._settler = None
+            self._is_in_use = False
+
     def _refuse_second_use(self) -> None:
         if self._is_in_use:
             raise RuntimeError(f"{self!r} is in use by another thread or greenlet")
@@ -239,6 +257,24 @@ class _Hands:
     def __init__(self, clerk: Registers, key: bytes) -> None:
         self.key = key
         self._clerk = clerk
+        self._own: Any = None
+
+    def go_on_after_close(self) -> bool:
+        """Use a Clerk of our own from now on, if the one that was given can be copied."""
+        copied = getattr(self._clerk, "_copied", None)
+        if copied is None or not getattr(self._clerk, "_closed", False):
+            return False
+        self._clerk = self._own = copied()
+        return True
+
+    def copied(self) -> _Hands:
+        """For somebody else."""
+        return _Hands(self._clerk, self.key)
+
+    def close(self) -> None:
+        """Close a Clerk of our own."""
+        if self._own is not None:
+            self._own.close()
 
     def perform(self, steps: Acquiring | Freeing) -> Done:
         """Until it is done. Raises what `get` raises; what a put raises that was not done; and, of
@@ -286,7 +322,7 @@ class _Settler(threading.Thread):
     def __init__(self, hands: _Hands, freeing: Freeing, settle_us: int) -> None:
         super().__init__(name="holdfast-settle", daemon=True)
         self.freeing = freeing
-        self._hands = hands
+        self._hands = hands.copied()  # it may get a Clerk of its own
         self._until_us = now_us() + settle_us
         self._pid = os.getpid()
 
@@ -303,6 +339,7 @@ class _Settler(threading.Thread):
             reason = self._settle()
         finally:
             _settlers.discard(self)
+            self._hands.close()
         if reason is not None and os.getpid() == self._pid:
             _log.warning(
                 "gave up settling the lock %r: %s; it may stay held by %s until b'' is written",
@@ -320,8 +357,9 @@ class _Settler(threading.Thread):
             except RedisError as error:
                 if now_us() >= self._until_us:
                     return error
-            except Exception as error:  # the Clerk is closed
-                return error
+            except Exception as error:
+                if not self._hands.go_on_after_close():
+                    return error
             time.sleep(PAUSE_MAX_MS * random.uniform(0.5, 1) / 1_000)
         return None
 

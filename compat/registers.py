@@ -86,6 +86,10 @@ def fence_of(fence: Fence | None) -> tuple[bytes, int] | None:
     if isinstance(fence, tuple):
         name, token = fence
         return lock_name(name), fencing_token(token)
+    if not hasattr(fence, "fencing_token") or not hasattr(fence, "name"):
+        raise TypeError(
+            f"fence must be a lock's name and a fencing token, or a lock object, not {fence!r}"
+        )
     held = fence.fencing_token
     if held is None:
         raise LockNotHeldError("Cannot fence with an unlocked lock")

@@ -278,7 +278,7 @@ class _Supervisor:
         _log.log(
             logging.WARNING if dead.was_stopped else logging.ERROR,
             "%s %s (%s%s); %s; %s",
-            dead,
+            dead.address,  # (which of the two it was may have changed since this pair was whole)
             "stopped" if dead.was_stopped else "died",
             dead.death,
             soon,

@@ -28,6 +28,7 @@ from holdfast.compat import (
     AsyncClerk,
     Clerk,
     IndeterminateError,
+    LockNotHeldError,
     MaybeError,
     NoKeyError,
     RegisterLock,
@@ -427,3 +428,43 @@ def test_registers_work_with_older_redis_py(
     source = f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n{VERSIONS}"
     assert run(python, "-c", source, version, alone(cluster).url) == "done\n"
     assert sys.executable != python
+
+
+def test_a_lock_is_given_back_although_its_clerk_was_closed_meanwhile(cluster: Cluster) -> None:
+    """``with Clerk(...) as clerk, RegisterLock(clerk, ...)``, and no network at the release."""
+    nodes = cluster.pair()
+    proxies = [Proxy(cluster.port(), node.port) for node in nodes]
+    for proxy in proxies:
+        cluster.defer(proxy.close)
+    urls = [proxy.url for proxy in proxies]
+    with (
+        pytest.raises(IndeterminateError, match="given back in the background"),
+        Clerk(*urls, deadline_ms=600, read_timeout_ms=200) as clerk,
+        RegisterLock(clerk, "l"),
+    ):
+        for proxy in proxies:
+            proxy.hold()
+    for proxy in proxies:
+        proxy.reset()
+        proxy.heal()
+    with Clerk(*(node.url for node in nodes)) as other:
+        wait_until(lambda: other.get("l").value == b"", "it is given back", cluster.nodes)
+        assert RegisterLock(other, "l").acquire(blocking=False)
+
+
+def test_a_forked_child_does_not_release_its_parents_lock(cluster: Cluster) -> None:
+    node = alone(cluster)
+    with Clerk(node.url) as clerk:
+        lock = RegisterLock(clerk, "l")
+        lock.acquire()
+        value = clerk.get("l").value
+        child = os.fork()
+        if child == 0:
+            try:
+                lock.release()
+            except LockNotHeldError:
+                os._exit(17)
+            os._exit(1)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 17
+        assert clerk.get("l").value == value
+        lock.release()

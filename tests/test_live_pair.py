@@ -151,11 +151,11 @@ def test_a_node_that_is_killed_comes_back_and_joins_the_other(
 ) -> None:
     pair = start()
     ports = (pair.port, pair.backup_port)
-    name, died, left = ("primary", "backup")[dead], ports[dead], ports[1 - dead]
+    died, left = ports[dead], ports[1 - dead]
     token = ask(pair.port, "LOCK", "a", "r1")
     pair.kill(died)
     pair.wait_said(
-        rf"error {name} {HOST}:{died} died \(signal 9\); {HOST}:{left} serves alone, "
+        rf"error {HOST}:{died} died \(signal 9\); {HOST}:{left} serves alone, "
         rf"and all locks are lost if it ends too; starting {HOST}:{died} again\n"
     )
     pair.wait_whole_again()
@@ -193,7 +193,7 @@ def test_a_node_that_was_stopped_has_not_died_and_comes_back_too(
     pair = start()
     pair.signal_node(pair.backup_port, signal.SIGTERM)
     pair.wait_said(
-        rf"warning backup {HOST}:{pair.backup_port} stopped \(exit code 0\); "
+        rf"warning {HOST}:{pair.backup_port} stopped \(exit code 0\); "
         rf"{HOST}:{pair.port} serves alone, .*; starting {HOST}:{pair.backup_port} again\n"
     )
     pair.wait_whole_again()
@@ -224,7 +224,7 @@ def test_a_node_that_cannot_start_again_is_tried_until_it_can(
         pair.go_on()
         pair.wait_logged(f"port {pair.backup_port} on {HOST} is in use")
         pair.wait_said(
-            rf"error backup {HOST}:{pair.backup_port} died \(exit code 1, its own last lines say "
+            rf"error {HOST}:{pair.backup_port} died \(exit code 1, its own last lines say "
             rf"why, \d+ ms after its start\); {HOST}:{pair.port} serves alone.*; "
             rf"starting {HOST}:{pair.backup_port} again in 500 ms\n"
         )
@@ -248,7 +248,7 @@ def test_with_manual_failover_the_node_comes_back_and_an_operator_decides(
     token = ask(pair.port, "LOCK", "a", "r1")
     pair.kill(pair.port)
     pair.wait_said(
-        rf"primary {HOST}:{pair.port} died \(signal 9\); {HOST}:{pair.backup_port} is left as a "
+        rf"{HOST}:{pair.port} died \(signal 9\); {HOST}:{pair.backup_port} is left as a "
         rf"backup and serves nothing; 'redis-cli -p {pair.backup_port} REPLICAOF NO ONE' promotes "
         rf"it; starting {HOST}:{pair.port} again\n"
     )

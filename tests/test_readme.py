@@ -95,7 +95,7 @@ def test_the_redis_cli_session_prints_what_the_readme_shows(cluster: Cluster) ->
 
 
 @needs_redis_cli
-@pytest.mark.parametrize(("number", "count"), [(1, 5), (2, 8)], ids=["leases", "registers"])
+@pytest.mark.parametrize(("number", "count"), [(1, 5), (2, 9)], ids=["leases", "registers"])
 def test_a_session_prints_what_the_readme_shows(number: int, count: int, cluster: Cluster) -> None:
     primary, _ = cluster.pair()
     commands = session(6379, number)

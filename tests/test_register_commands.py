@@ -171,11 +171,16 @@ def test_a_fenced_put_is_written_while_the_lock_is_held_and_not_after(wire: Wire
     assert wire.ask("VGET", "a") == [b"two", 2]
 
 
-def test_a_request_id_may_be_the_word_fence(wire: Wire) -> None:
-    token = lock(wire, "l")
-    assert wire.ask("VPUT", "a", "x", 0, "FENCE") == 1
-    assert wire.ask("VPUT", "a", "x", 0, "FENCE") == 1
-    assert wire.ask("VPUT", "b", "x", 0, "FENCE", "FENCE", "l", token) == 1
+def test_a_fence_that_names_nothing_is_refused(wire: Wire) -> None:
+    """A shell whose variables are empty sends that: it must not write without a fence."""
+    for words in (
+        ("FENCE",),
+        ("fence",),
+        ("r1", "FENCE"),
+        ("FENCE", "l"),
+        ("FENCE", "FENCE", "l", 7),
+    ):
+        assert error(wire, "VPUT", "a", "x", 0, *words).startswith("ERR syntax error, VPUT is:")
 
 
 BINARY = [b"", b"\r\n", b"$3\r\nabc\r\n", b"\x00" * 9, bytes(range(256)), b"*1\r\n$4\r\nPING\r\n"]

@@ -142,7 +142,7 @@ def test_while_a_snapshot_is_sent_the_first_changed_register_of_a_name_is_kept(
 ) -> None:
     """Whatever changed it first, and whatever happens to it then."""
     table = a_register(100)
-    table.before_cut = {}
+    table.before_cut, table.cut_at = {}, 10**9
     arguments: dict[str, tuple[int | bytes, ...]] = {
         "write": (8, b"two", 1), "end_at": (200,), "delete": (), "expire": (100,),
     }  # fmt: skip
@@ -158,7 +158,7 @@ def test_while_a_snapshot_is_sent_the_first_changed_register_of_a_name_is_kept(
 
 def test_what_changes_nothing_is_not_kept() -> None:
     table = a_register()
-    table.before_cut = {}
+    table.before_cut, table.cut_at = {}, 10**9
     assert put(table, b"a", 8, b"x", 0) == -1
     assert put(table, b"b", 8, b"x", 3) == NO_KEY
     assert table.delete(b"b") == table.end_at(b"b", 100) == 0
@@ -211,7 +211,7 @@ def test_size_and_number_of_ends_are_what_a_recount_gives_whatever_happens() -> 
         dice, table = random.Random(f"{seed} {number}"), RegisterTable()
         for at in range(500):
             if at % 50 == 25:
-                table.before_cut = {}
+                table.before_cut, table.cut_at = {}, 10**9
             step(dice, table, 1_000 + at, at + 1)
             assert (table.size_bytes, table.expiring) == recounted(table.held)
             offsets = [register[0] for register in table.held.values()]
@@ -228,3 +228,16 @@ def test_an_empty_table_has_no_size() -> None:
     put(table, b"a", 8, b"v" * 1_000, 1)
     table.expire(b"a", 100)
     assert (table.size_bytes, table.expiring) == (0, 0)
+
+
+def test_a_snapshot_keeps_nothing_of_what_came_after_it() -> None:
+    """Registers that come and go while one is sent would else pile up behind it."""
+    table = RegisterTable()
+    table.write(b"a", 7, b"one", 0)
+    table.before_cut, table.cut_at = {}, 7
+    for offset in range(8, 100):
+        table.write(b"b", offset, b"x", 0)
+        table.delete(b"b")
+    assert table.before_cut == {}
+    table.delete(b"a")
+    assert table.before_cut == {b"a": (7, b"one", 1, 0)}

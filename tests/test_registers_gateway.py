@@ -259,7 +259,7 @@ def test_without_urllib3_one_is_told_what_to_install() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert "ConfigError: --view etcd://... needs the package urllib3" in done.stderr
-    assert "pip install 'holdfast[etcd]'" in done.stderr
+    assert "pip install 'urllib3>=2,<3'" in done.stderr
 
 
 def test_certificates_that_cannot_be_used_are_refused_at_the_start(tmp_path: Path) -> None:

@@ -502,6 +502,49 @@ def test_what_a_promotion_skips_covers_all_that_was_appended_unacknowledged(
         assert int(token) > used
 
 
+def test_puts_wait_for_a_joining_backup_that_lags_and_locks_do_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(limits, "JOINER_LAG_BYTES", 2_000)
+    pair = Pair()
+    pair.primary.put("c", "there", "x", "0")
+    pair.turn()
+    pair.primary.room_bytes = 0
+    pair.link()
+    pair.round()
+    pair.primary.said.clear()
+    for n in range(20):
+        pair.primary.put("c", f"n{n}", "x" * 200, "0", f"r{n}")
+        pair.turn()
+    answers = [answer for _, answer in pair.primary.said]
+    assert answers[0] == "1" and answers[-1] == "-TRYAGAIN" and sorted(set(answers)) == [
+        "-TRYAGAIN", "1",
+    ]  # fmt: skip
+    pair.primary.lock("c", "a lock", "r")
+    assert pair.primary.said[-1][1] != "-TRYAGAIN"
+    pair.primary.room_bytes = 1 << 20
+    pair.settle()
+    pair.primary.put("c", "n19", "x" * 200, "0", "r19")
+    pair.settle()
+    assert pair.primary.said[-1][1] == "1", "what was refused was not done"
+    pair.assert_agreed()
+
+
+def test_a_backup_that_was_outrun_is_told_before_its_snapshot_is_whole(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(limits, "BACKLOG_BYTES_MAX", 3_000)
+    pair = Pair()
+    pair.primary.lock("c", "a", "r")
+    pair.turn()
+    pair.link()  # a snapshot is cut, and none of it sent
+    with pytest.raises(BacklogOverrun):
+        for n in range(30):
+            pair.primary.lock("c", f"n{n}", f"r{n}")
+            pair.primary.replica.end_turn()
+            pair.primary.replica.begin_turn(pair.primary.now_ms)
+
+
 def test_a_backup_slower_than_the_writes_overruns_the_backlog(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

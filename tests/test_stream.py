@@ -137,6 +137,18 @@ def test_an_ack_of_a_frame_is_an_ack_of_all_before_it() -> None:
     assert outbound.oldest_unacked_ms is None
 
 
+def test_a_backup_that_works_off_a_long_queue_is_not_silent() -> None:
+    outbound = Outbound(0, 10, 0)
+    for n in range(5):
+        outbound.sending(11 + n, 1_000 + n)
+    assert outbound.waits_since_ms == 1_000
+    outbound.on_ack(2, 12)
+    outbound.progress_ms = 3_000  # as the sender notes
+    assert (outbound.waits_since_ms, outbound.oldest_unacked_ms) == (3_000, 1_002)
+    outbound.on_ack(5, 15)
+    assert outbound.waits_since_ms is None
+
+
 def test_an_old_ack_changes_nothing() -> None:
     outbound = sent(11, 12)
     outbound.on_ack(7, 12)

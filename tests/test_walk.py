@@ -173,3 +173,27 @@ def test_the_copy_can_be_given_back_at_any_time() -> None:
         assert walk._names == [] and walk._offsets == []
         names += more
     assert names == list(reversed(table.held))
+
+
+def test_names_that_are_gone_do_not_make_a_page_long() -> None:
+    """What is looked at is bounded, not only what is found."""
+    table, walk = table_of(1_000), Walk()
+    cursor, _ = walk.page(table.held, 0, 10)
+    walk.page(table.held, cursor, 10)  # the copy is made
+    for n in range(100, 990):
+        table.release(b"n%d" % n)
+    assert walk.page(table.held, cursor, 10) == (cursor - 10, [])
+
+
+def test_the_copy_serves_although_some_are_newer() -> None:
+    table, walk = table_of(1_000), Walk()
+    cursor, _ = walk.page(table.held, 0, 10)
+    walk.page(table.held, cursor, 10)  # the copy is made
+    copied = walk._names
+    for n in range(1_000, 1_500):
+        table.grant(b"n%d" % n, n + 1, b"r", b"o", 0)
+    cursor, found = walk.page(table.held, 0, 10)
+    while cursor:
+        cursor, more = walk.page(table.held, cursor, 100)
+        found += more
+    assert found == list(reversed(table.held)) and walk._names is copied

@@ -40,14 +40,12 @@ _KEY = Argument("key", "key")
     "Returns a register: its value and its version",
     group="registers",
     flags=("readonly", "fast"),
-    hot=True,
+    depends_on_state=True,  # (not hot: large values are to be paid for, turn by turn)
     key_position=1,
     arguments=(_KEY,),
 )
 def vget(connection: Connection, argv: list[bytes]) -> bytes | None:
     """``VGET key``"""
-    if len(argv) != 2:
-        return wrong_arity(COMMANDS["vget"])
     name = argv[1]
     if not 0 < len(name) <= NAME_BYTES_MAX:
         return _BAD_NAME
@@ -122,6 +120,8 @@ def _put_options(argv: list[bytes]) -> tuple[bytes, bytes] | bytes:
     """Request id, and fence as the executor takes it; or an error reply."""
     options = argv[4:]
     reqid = options.pop(0) if len(options) in (1, 4) else None
+    if reqid is not None and reqid.upper() == b"FENCE":
+        return _SYNTAX  # or a fence whose lock and token are missing would be none, without a word
     if reqid is not None and not 0 < len(reqid) <= NAME_BYTES_MAX:
         return _BAD_REQID
     if not options:

@@ -6,7 +6,7 @@ empty, and the walk goes on with the next one, as in Redis.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from time import perf_counter_ns
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -47,21 +47,27 @@ class _Page(NamedTuple):
         self, walk: Walk, table: Table, look: Look
     ) -> tuple[int, list[tuple[bytes, Any]]] | Refused:
         """The next cursor, and names with what there is of them; or why there is no answer."""
-        cursor, count = self.cursor, self.names_max
-        step = _NAMES_AT_A_TIME if self.glob is None else 1
+        cursor, names = self._choose(walk.names_from(table, self.cursor))
         found: list[tuple[bytes, Any]] = []
-        while True:
-            cursor, names = walk.page(table, cursor, min(count, step))
-            for name in names:
-                if self.glob is None or self.glob.matches(name):
-                    there = look(name)
-                    if isinstance(there, Refused):
-                        return there
-                    if there is not None:
-                        found.append((name, there))
-            count -= step
-            if not cursor or count <= 0 or perf_counter_ns() > self.deadline_ns:
-                return cursor, found
+        for name in names:
+            there = look(name)  # (which may end it, and so change the table)
+            if isinstance(there, Refused):
+                return there
+            if there is not None:
+                found.append((name, there))
+        return cursor, found
+
+    def _choose(self, names: Iterator[tuple[int, bytes]]) -> tuple[int, list[bytes]]:
+        """The next cursor, and those of the next names that match, until the time is up."""
+        chosen: list[bytes] = []
+        step = _NAMES_AT_A_TIME if self.glob is None else 1
+        for number, (offset, name) in enumerate(names):
+            is_late = number and number % step == 0 and perf_counter_ns() > self.deadline_ns
+            if number == self.names_max or is_late:
+                return offset, chosen
+            if name and (self.glob is None or self.glob.matches(name)):
+                chosen.append(name)
+        return 0, chosen
 
 
 def _read(argv: list[bytes], values: dict[bytes, bytes], count_max: int) -> _Page | bytes:

@@ -9,6 +9,7 @@ history, between two batches that are here, it gets what follows (*partial resyn
 from __future__ import annotations
 
 from collections import deque
+from itertools import islice
 from typing import NamedTuple
 
 BATCH_BYTES = 300
@@ -79,6 +80,16 @@ class Backlog:
     def end(self) -> int:
         """The position behind the last batch."""
         return self._dropped + len(self._batches)
+
+    @property
+    def start_position(self) -> int:
+        """The position of the first batch that is here."""
+        return self._dropped
+
+    def bytes_behind(self, position: int) -> int:
+        """The size of the batches from there on."""
+        behind = islice(self._batches, position - self._dropped, None)
+        return sum(len(batch.payload) + BATCH_BYTES for batch in behind)
 
     def batch_at(self, position: int) -> Batch | None:
         """The batch at a position below ``end``; None if it has left."""

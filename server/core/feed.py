@@ -96,7 +96,7 @@ class Feed:
         """A member has to acknowledge, one that joins has to get on: to talk is not enough."""
         replica, timeout_ms = self._replica, self._pairing.settings.backup_timeout_ms
         assert replica.outbound is not None
-        since_ms = replica.outbound.oldest_unacked_ms or now_ms
+        since_ms = replica.outbound.waits_since_ms or now_ms
         if replica.phase >= Phase.PROPOSED:
             if now_ms - since_ms > timeout_ms * limits.SUSPECT_SHARE:
                 self._pairing.inquiry.suspect(

@@ -145,7 +145,7 @@ class Inquiry:
         replica, link, now_ms = self._replica, self._pairing.link, self._outside.boot_ms()
         lost_ms = self._pairing.link_lost_ms
         if replica.role is Role.PRIMARY:
-            since_ms = replica.outbound.oldest_unacked_ms if replica.outbound else None
+            since_ms = replica.outbound.waits_since_ms if replica.outbound else None
             if self.has_offered():
                 since_ms = self._pairing.offered_ms  # to acknowledge that is not to take over
             if since_ms is None:

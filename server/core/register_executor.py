@@ -67,7 +67,7 @@ class RegisterExecutor:
                 return known
         # (Room for every end that it sees: one that could not be appended would be overlooked.)
         room = replica.offset_limit - state.offset
-        if room < limits.ENTRIES_PER_REQUEST_MAX or replica.overflows:
+        if room < limits.ENTRIES_PER_REQUEST_MAX or replica.overflows or replica.joiner_lags:
             return Refused.TRY_AGAIN
         if replica.no_grants is Refused.NO_REPLICAS:
             return Refused.NO_REPLICAS

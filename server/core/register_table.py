@@ -34,7 +34,7 @@ STALE_TOKEN = -(1 << 63)
 class RegisterTable:
     """Registers by name. Changed only by ``State.apply``."""
 
-    __slots__ = ("before_cut", "expiring", "held", "size_bytes")
+    __slots__ = ("before_cut", "cut_at", "expiring", "held", "size_bytes")
 
     def __init__(self) -> None:
         self.held: dict[bytes, Register] = {}
@@ -42,6 +42,7 @@ class RegisterTable:
         self.size_bytes = 0
         # While a snapshot is being sent: the registers of the cut that have changed since.
         self.before_cut: dict[bytes, Register] | None = None
+        self.cut_at = 0  # the offset of that cut
 
     def refusal(self, name: bytes, version: int) -> int | None:
         """Why a put of ``version`` would not write: NO_KEY, or the current version as a negative
@@ -98,5 +99,5 @@ class RegisterTable:
         self.size_bytes += REGISTER_OVERHEAD_BYTES + len(name) + len(register[1])
 
     def _save(self, name: bytes, register: Register) -> None:
-        if self.before_cut is not None:
+        if self.before_cut is not None and register[0] <= self.cut_at:
             self.before_cut.setdefault(name, register)

@@ -97,6 +97,7 @@ class Sender:
         self._frame = 0  # goes on over all backups
         self._required_frame = 0
         self._stalled_at_frame = 0
+        self._unsent_bytes = 0  # of the backlog, to a backup that joins
         self._all_sent_ms = 0  # since when nothing of the backlog is left to be sent
         self.keeps_backlog = False  # for a backup that may come, or come back
         self.backlog = Backlog(limits.BACKLOG_KEPT_BYTES_MAX, Point("", 0, 0, 0))
@@ -173,12 +174,16 @@ class Sender:
                     frame = outbound.sending(batch.last_offset, self._now_ms)
                     messages.append(stream.encode_entries(self.view.epoch, frame, batch))
                     self._beat_wanted = False
+                elif outbound is not None:
+                    self._unsent_bytes += len(batch.payload) + BATCH_BYTES
             self._first_offset = 0
         if outbound is not None:
             if self.blocked:
                 messages.clear()
             elif self.phase is Phase.CATCHING_UP:
                 self._catch_up(outbound, room_bytes)
+            elif self.phase is Phase.SNAPSHOT:
+                self._refuse_overrun(outbound)
             elif self._beat_wanted and self.phase >= Phase.REQUIRED:
                 self._frame_message(stream.BEAT, self.state.offset)
             self._frame = outbound.frame
@@ -195,6 +200,8 @@ class Sender:
             return []  # of an earlier epoch: the ack that counts is still to come
         outbound = self.outbound
         is_new = outbound.on_ack(frame, offset)
+        if is_new:
+            outbound.progress_ms = self._now_ms
         if self.phase >= Phase.REQUIRED:
             limit = outbound.acked_offset + _UNACKED_LIMIT
             self.offset_limit = max(self.offset_limit, limit)
@@ -283,11 +290,13 @@ class Sender:
             self._begin_backlog()
         self.backlog.bytes_max = limits.BACKLOG_BYTES_MAX
         self.backup = incarnation
+        self._unsent_bytes = 0
         self._all_sent_ms = 0
         position = self.backlog.position_behind(at) if at is not None else None
         if at is not None and position is not None:
             self.phase = Phase.CATCHING_UP
             self.outbound = stream.Outbound(self._frame, at.offset, position)
+            self._unsent_bytes = self.backlog.bytes_behind(position)
             frame = self.outbound.sending(at.offset, self._now_ms)
             self._messages.append(
                 pack(
@@ -330,13 +339,15 @@ class Sender:
         become required."""
         backlog = self.backlog
         while room_bytes > 0 and outbound.backlog_position < backlog.end:
+            self._refuse_overrun(outbound)
             batch = backlog.batch_at(outbound.backlog_position)
-            if batch is None:
-                raise BacklogOverrun
+            assert batch is not None
             frame = outbound.sending(batch.last_offset, self._now_ms)
             self._messages.append(stream.encode_entries(self.view.epoch, frame, batch))
             outbound.backlog_position += 1
-            room_bytes -= len(batch.payload) + BATCH_BYTES
+            size_bytes = len(batch.payload) + BATCH_BYTES
+            room_bytes -= size_bytes
+            self._unsent_bytes -= size_bytes
         if self.has_more_to_send:
             self._all_sent_ms = 0
             return
@@ -345,6 +356,16 @@ class Sender:
         patience_ms = limits.CATCH_UP_PATIENCE_MS
         if behind_ms <= limits.CAUGHT_UP_MS or self._now_ms - self._all_sent_ms > patience_ms:
             self._require_acks(outbound)
+
+    def _refuse_overrun(self, outbound: stream.Outbound) -> None:
+        if outbound.backlog_position < self.backlog.start_position:
+            raise BacklogOverrun
+
+    @property
+    def joiner_lags(self) -> bool:
+        """Whether a backup that joins is so far behind that what is written has to wait for it."""
+        is_joining = Phase.NONE < self.phase < Phase.REQUIRED
+        return is_joining and self._unsent_bytes > limits.JOINER_LAG_BYTES
 
     def _require_acks(self, outbound: stream.Outbound) -> None:
         self.backlog.bytes_max = limits.BACKLOG_KEPT_BYTES_MAX

@@ -59,7 +59,7 @@ class Cut:
         locks, registers, replies = state.locks, state.registers, state.replies
         assert locks.before_cut is None and replies.before_cut is None, "one cut at a time"
         locks.before_cut = {}
-        registers.before_cut = {}
+        registers.before_cut, registers.cut_at = {}, state.offset
         replies.before_cut = {}
         self._state = state
         self.header = Header(

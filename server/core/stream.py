@@ -164,7 +164,14 @@ class Outbound:
     It lives as long as one attached backup. ``frame`` goes on from where the last one stood.
     """
 
-    __slots__ = ("acked_frame", "acked_offset", "backlog_position", "frame", "unacked")
+    __slots__ = (
+        "acked_frame",
+        "acked_offset",
+        "backlog_position",
+        "frame",
+        "progress_ms",
+        "unacked",
+    )
 
     def __init__(self, frame: int, offset: int, backlog_position: int) -> None:
         self.frame = frame  # number of the last frame sent
@@ -172,6 +179,7 @@ class Outbound:
         self.acked_offset = offset
         self.backlog_position = backlog_position  # of the next batch to be sent
         self.unacked: deque[Sent] = deque()
+        self.progress_ms = 0  # when an ack was news
 
     def sending(self, offset: int, now_ms: int) -> int:
         """The number for a frame that goes out now and covers everything up to ``offset``."""
@@ -198,3 +206,9 @@ class Outbound:
     def oldest_unacked_ms(self) -> int | None:
         """When the oldest unacknowledged frame went out; None if all are acknowledged."""
         return self.unacked[0].sent_at_ms if self.unacked else None
+
+    @property
+    def waits_since_ms(self) -> int | None:
+        """Since when an ack has been waited for in vain; None if all are there. One that works off
+        a long queue, over a slow network, is not silent."""
+        return max(self.unacked[0].sent_at_ms, self.progress_ms) if self.unacked else None

@@ -174,7 +174,7 @@ def _pool(endpoint: Address, tls: Tls) -> urllib3.HTTPConnectionPool:
         import urllib3
     except ImportError:
         raise ConfigError(
-            "--view etcd://... needs the package urllib3: pip install 'holdfast[etcd]'"
+            "--view etcd://... needs the package urllib3: pip install 'urllib3>=2,<3'"
         ) from None
     if not tls.ca:
         if tls.cert or tls.key:
