@@ -17,11 +17,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from harness.checkers.history import LOCK, History, Operation
+from harness.checkers.registers import (
+    GET,
+    NO_KEY,
+    PUT,
+    SHOWN,
+    WRITTEN,
+    Answer,
+    RegisterOperation,
+)
 from harness.simulator.campaign import REQUIRED, Campaign, run_campaign
 from harness.simulator.network import End, Host, Network
 from harness.simulator.options import BACKUP, BOTH, ETCD, FAIL_STOP, REGISTERS, STOPPED, draw
 from harness.simulator.run import POLL_US, Run, run_seed
 from harness.simulator.scheduler import Clock, Scheduler
+from harness.simulator.versioned import check_fenced_order
 
 from holdfast.server.core.replica import Phase, Role
 
@@ -171,6 +182,43 @@ def test_nobody_goes_on_alone_while_the_register_is_silent(register: str) -> Non
 
 
 # -- the parts -----------------------------------------------------------------------------------
+
+
+def _guarded(kind: str, version: int, token: int, call_us: int) -> RegisterOperation:
+    """A put that was written, or a get, at once, of the register of the lock n0."""
+    value = b"%d 1" % token
+    if kind == PUT:
+        answer = Answer(WRITTEN, version)
+        fence = "n0", token
+        return RegisterOperation(
+            "c", PUT, "g-n0", call_us, call_us, answer, version - 1, value, fence
+        )
+    answer = Answer(SHOWN, version, value) if version else Answer(NO_KEY)
+    return RegisterOperation("c", GET, "g-n0", call_us, call_us, answer)
+
+
+def _granted(token: int, at_us: int) -> Operation:
+    return Operation("c", LOCK, "n0", f"r{token}", at_us, at_us, token)
+
+
+@pytest.mark.parametrize(
+    ("seen", "problem"),
+    [
+        ([(PUT, 1, 5, 20), (PUT, 2, 5, 21), (GET, 2, 5, 35), (PUT, 3, 7, 40)], ""),
+        ([(GET, 0, 0, 25), (PUT, 1, 5, 20), (PUT, 2, 7, 40)], ""),  # seen before it was granted
+        ([(PUT, 1, 7, 40), (PUT, 2, 5, 41)], "version 2 is of token 5, though 7"),
+        ([(GET, 0, 0, 35), (PUT, 1, 5, 36)], "version 1 is of token 5, though 7"),
+        ([(PUT, 1, 5, 20), (GET, 1, 5, 35), (GET, 2, 5, 50)], "version 2 is of token 5, though 7"),
+    ],
+)
+def test_an_earlier_holder_cannot_write_what_a_later_one_has_seen_or_written(
+    seen: list[tuple[str, int, int, int]], problem: str
+) -> None:
+    grants = [_granted(5, 10), _granted(7, 30)]
+    history = History(operations=grants, registers=[_guarded(*each) for each in seen])
+    problems = check_fenced_order(history)
+    assert len(problems) == bool(problem)
+    assert all(problem in each for each in problems)
 
 
 def test_calls_of_one_instant_keep_their_order() -> None:

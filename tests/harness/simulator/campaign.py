@@ -78,6 +78,19 @@ REQUIRED = (
     "refused: NOREPLICAS",
     "request parked during a switch",
     "client died holding",
+    # versioned registers
+    "put: written",
+    "put: written by a holder",
+    "put: conflict",
+    "put: no key",
+    "put: stale token",
+    "put: indeterminate",
+    "put: conflict maybe",
+    "put: repeat answered from the cache",
+    "update tried again",
+    "delete: deleted",
+    "register expired",
+    "register changed while a snapshot is sent",
     "whole again",
 )
 """What a campaign of some size must have seen: what never happens is tested by nothing."""

@@ -5,12 +5,13 @@ and around them, as generators, what ``endpoints.py`` and ``clerk.py`` do with s
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from typing import Any, NamedTuple
 
-from harness.checkers.history import Operation
 from holdfast.compat.attempts import (
     GONE_CODE,
     NOT_EXECUTED_CODES,
+    REFUSAL_CODES,
     SENDING_MIN_US,
     Aftermath,
     Call,
@@ -19,6 +20,7 @@ from holdfast.compat.attempts import (
     Fate,
     Finish,
     Kind,
+    Refusal,
     Request,
     Seen,
     Send,
@@ -28,8 +30,16 @@ from holdfast.compat.attempts import (
     undo_request,
 )
 from holdfast.compat.leases import Acquisition, Grant, Wanted, renewal_attempt_us
+from holdfast.compat.registers import Put
 
 from .network import End, Host, Network
+from .records import (
+    is_of_register,
+    late_copy,
+    lock_operation,
+    outcome_of,
+    register_operations,
+)
 from .scheduler import Scheduler
 from .tasks import CLOSED, TIME, Interrupted, Steps, Task, Wire
 from .trace import Trace
@@ -248,8 +258,11 @@ class SimClient:
     def _seen(self, data: Any) -> Seen:
         if data is CLOSED:
             return Seen(Fate.LOST, error=Err("connection closed"))
-        if isinstance(data, int):
+        if isinstance(data, (int, list)):
             return Seen(Fate.ANSWERED, value=data)
+        code, _, version = data.partition(" ")
+        if code in REFUSAL_CODES:
+            return Seen(Fate.ANSWERED, value=Refusal(code, int(version or 0)))
         if data in NOT_EXECUTED_CODES:
             return Seen(Fate.NOT_EXECUTED, error=Err(data))
         if data == GONE_CODE:
@@ -304,7 +317,8 @@ class SimClient:
             self._record(call, step)
             del self._open[call]
             if step.verdict in (Verdict.ANSWERED, Verdict.INDETERMINATE):
-                self._copy_late(call)  # (else none was ever taken in, and all have arrived)
+                # (Else none was ever taken in, and all have arrived.)
+                self._copy_late(call.request, step)
         return step
 
     def sleep(self, local_us: int) -> Steps:
@@ -322,6 +336,9 @@ class SimClient:
         if verdict in (Verdict.UNAVAILABLE, Verdict.REJECTED):
             self.trace.count(f"client told: {verdict.value}")
             return
+        if is_of_register(request):
+            self._record_of_register(call, finish)
+            return
         answer, return_us = None, None
         if verdict is Verdict.ANSWERED and finish is not None:
             value = finish.value
@@ -332,21 +349,33 @@ class SimClient:
         else:
             self.trace.count("indeterminate")
         self.trace.history.operations.append(
-            _operation(self.name, request, self._open[call][0], return_us, answer)
+            lock_operation(self.name, request, self._open[call][0], return_us, answer)
         )
+
+    def _record_of_register(self, call: Call, finish: Finish | None) -> None:
+        call_us, now_us = self._open[call][0], self.scheduler.now_us
+        operations = register_operations(self.name, call, finish, call_us, now_us)
+        self.trace.history.registers += operations
+        for operation in operations[:1]:
+            self.trace.count(outcome_of(operation))
 
     def _judge_rejection(self, call: Call, finish: Finish | None) -> None:
         error = str(finish.error) if finish is not None else ""
         if error not in _FAIR_REJECTIONS:
             self.trace.problem(f"{self.name} was told {error} to {call.request.words}")
 
-    def _copy_late(self, call: Call) -> None:
-        """The network may have kept a copy of what was sent, and deliver it long after."""
+    def _copy_late(self, request: Request, finish: Finish) -> None:
+        """The network may have kept a copy of what was sent, and deliver it long after. (Not of
+        what changes registers without Clerk: of that nothing is promised.)"""
+        if is_of_register(request) and request.kind is not Kind.PUT:
+            return
         if self.rng.random() < self.late_copy_share:
-            words = call.request.words
             delay_us = int(3_000_000 * self.rng.random() ** 3)
             self.trace.count("late copy sent")
-            self.scheduler.after(delay_us, self._send_copy, words, self.rng.random() < 0.5)
+            self.trace.history.registers += late_copy(
+                self.name, request, finish, self.scheduler.now_us
+            )
+            self.scheduler.after(delay_us, self._send_copy, request.words, self.rng.random() < 0.5)
 
     def _send_copy(self, words: tuple[bytes, ...], to_first: bool) -> None:
         target = self.nodes[0 if to_first else -1]
@@ -425,8 +454,20 @@ class SimClient:
         return finish
 
     def read(self, request: Request, deadline_us: int) -> Steps:
-        """As ``_Session.read``; returns Finish."""
+        """As ``_Session.ask``; returns Finish."""
         return (yield from self.perform(self._call(request, deadline_us)))
+
+    def put(self, put: Put, once: bool, deadline_us: int) -> Steps:
+        """As ``_Session.put``; returns Finish."""
+        if not once:
+            return (yield from self.read(put.request(), deadline_us))
+        loan = self.borrow()
+        request = put.request(loan)
+        if self.is_opaque:
+            reqid = self.opaque_id()
+            words = (*request.words[:4], reqid, *request.words[5:])
+            request = replace(request, request_id=reqid, words=words)
+        return (yield from self.change(request, loan, deadline_us))
 
     def renew(self, request: Request, lease_ms: int, deadline_us: int) -> Steps:
         """As ``_Session.renew``; returns (Finish, when it was sent)."""
@@ -436,40 +477,6 @@ class SimClient:
 
 
 _FAIR_REJECTIONS = ("QUARANTINE",)
-
-
-def _operation(
-    client: str, request: Request, call_us: int, return_us: int | None, answer: int | None
-) -> Operation:
-    words = request.words
-    argument: int | str = 0
-    lease_ms = 0
-    match request.kind:
-        case Kind.ACQUIRE:
-            kind = "lock"
-            lease_ms = int(words[words.index(b"PX") + 1]) if b"PX" in words else 0
-        case Kind.RELEASE:
-            kind = "unlock_token" if b"TOKEN" in words else "unlock"
-            argument = int(words[4]) if b"TOKEN" in words else 0
-        case Kind.UNDO:
-            kind, argument = "undo", words[4].decode()
-        case Kind.RENEW:
-            kind, argument, lease_ms = "renew", int(words[2]), int(words[4])
-        case Kind.VERIFY:
-            kind, argument = "verify", int(words[2])
-        case _:
-            kind = "read"
-    return Operation(
-        client,
-        kind,
-        request.name.decode(),
-        request.request_id.decode(),
-        call_us,
-        return_us,
-        answer,
-        argument,
-        lease_ms,
-    )
 
 
 def belief_end(grant: Grant, clock: Any) -> int | None:

@@ -8,11 +8,12 @@ go on rising, and no lock is granted before the leases of the lost history are o
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from harness.checkers.history import History, Operation
+from harness.checkers.registers import RegisterOperation
 from holdfast.server.core.replica import Role
 
 from .node import Process
@@ -125,6 +126,7 @@ def split(history: History, at_us: int) -> tuple[History, History]:
         else:
             before.append(each._replace(return_us=None, answer=None))
             after.append(late)
+    registers = [list(_registers(history, at_us, early)) for early in (True, False)]
 
     def only(records: Iterable[Any], early: bool) -> list[Any]:
         return [each for each in records if (each.at_us <= at_us) is early]
@@ -133,6 +135,7 @@ def split(history: History, at_us: int) -> tuple[History, History]:
         return replace(
             history,
             operations=operations,
+            registers=registers[not early],
             expiries=only(history.expiries or (), early),
             replies=[each for each in history.replies if (each.computed_us <= at_us) is early],
             promotions=only(history.promotions, early),
@@ -140,3 +143,14 @@ def split(history: History, at_us: int) -> tuple[History, History]:
         )
 
     return part(before, True), part(after, False)
+
+
+def _registers(history: History, at_us: int, early: bool) -> Iterator[RegisterOperation]:
+    """What was asked before, or after. Of what was asked across the loss nothing is claimed: where
+    it was done, if it was, is not asked."""
+    for op in history.registers:
+        is_across = op.call_us <= at_us and (op.return_us is None or op.return_us > at_us)
+        if is_across:
+            yield op._replace(call_us=op.call_us if early else at_us, return_us=None, answer=None)
+        elif (op.call_us <= at_us) is early:
+            yield op

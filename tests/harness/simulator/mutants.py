@@ -3,16 +3,14 @@
 Each is put in from here, by replacing a method while it is tried; the product has no switches. Most
 sit in the core or the client's logic. A few that the core cannot have, since they are the shell's
 part (which replies may leave at once, what identity a process starts under), sit in the simulated
-shell.
+shell. Those of versioned registers are in ``register_mutants.py``.
 """
 
 from __future__ import annotations
 
 import multiprocessing
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Callable
 from typing import Any
 
 from holdfast.compat import attempts, leases
@@ -31,49 +29,13 @@ from holdfast.server.core.state import LOCK, State
 from holdfast.server.core.view import Cas
 from holdfast.server.core.wait_queue import Line, WaitQueue
 
+from . import register_mutants
+from .mutant import MUTANTS, Wrap, mutant
 from .node import Process
-from .options import BOTH, ETCD, FAIL_STOP, STOPPED, Options, draw
+from .options import BOTH, ETCD, FAIL_STOP, STOPPED
 from .run import run_seed
 
 SEEDS_MAX = 400
-
-Wrap = Callable[[Any], Any]
-"""From what there is to what replaces it."""
-
-
-@dataclass(frozen=True)
-class Mutant:
-    """A bug, and the kind of runs in which it can show."""
-
-    name: str
-    patches: tuple[tuple[Any, str, Wrap], ...]
-    options: dict[str, Any]
-
-    @contextmanager
-    def applied(self) -> Iterator[None]:
-        """While it is there."""
-        before = []
-        try:
-            for owner, attribute, wrap in self.patches:
-                original = getattr(owner, attribute)
-                before.append((owner, attribute, owner.__dict__[attribute]))
-                setattr(owner, attribute, wrap(original))
-            yield
-        finally:
-            for owner, attribute, original in reversed(before):
-                setattr(owner, attribute, original)
-
-    def options_of(self, seed: int) -> Options:
-        """Those of the seed, but for what the mutant needs."""
-        return replace(draw(seed), **self.options)
-
-
-MUTANTS: dict[str, Mutant] = {}
-
-
-def _mutant(name: str, *patches: tuple[Any, str, Wrap], **options: Any) -> None:
-    MUTANTS[name] = Mutant(name, patches, options)
-
 
 # -- replies and acknowledgements ----------------------------------------------------------------
 
@@ -112,18 +74,18 @@ def _release_abandoned(original: Any) -> Any:
     return stand_down
 
 
-_mutant("replies wait for one frame too few", (Sender, "hold_back", _frame_too_low))
-_mutant("acks of any epoch count", (Sender, "on_ack", _any_epoch))
-_mutant(
+mutant("replies wait for one frame too few", (Sender, "hold_back", _frame_too_low))
+mutant("acks of any epoch count", (Sender, "on_ack", _any_epoch))
+mutant(
     "refusals leave before the ack",
     (Process, "say", _at_once(lambda reply: reply.command == "lock" and reply.answer == 0)),
 )
-_mutant(
+mutant(
     "reads leave before the ack",
     (Process, "say", _at_once(lambda reply: reply.command in ("read", "verify"))),
 )
-_mutant("repeats leave before the ack", (Process, "say", _at_once(lambda reply: reply.repeat)))
-_mutant("a deposed primary answers what it held back", (Pairing, "stand_down", _release_abandoned))
+mutant("repeats leave before the ack", (Process, "say", _at_once(lambda reply: reply.repeat)))
+mutant("a deposed primary answers what it held back", (Pairing, "stand_down", _release_abandoned))
 
 
 # -- views ---------------------------------------------------------------------------------------
@@ -218,58 +180,58 @@ def _same_after_restart(original: Any) -> Any:
     return lambda self: f"node{self.host.name}"
 
 
-_mutant(
+mutant(
     "a primary goes on alone without the register",
     (Ballot, "propose_self", _without_register(Role.PRIMARY)),
     register=ETCD,
 )
-_mutant(
+mutant(
     "a backup is promoted without the register",
     (Ballot, "propose_self", _without_register(Role.BACKUP)),
     register=ETCD,
 )
-_mutant(
+mutant(
     "a proposal without an answer counts as won",
     (Ballot, "on_view", _unanswered_has_won),
     register=ETCD,
 )
-_mutant(
+mutant(
     "an admission without an answer counts as lost",
     (Ballot, "on_view", _unanswered_has_lost),
     register=ETCD,
 )
-_mutant(
+mutant(
     "a backup lost behind its proposal is dropped",
     (Feed, "on_lost", _proposed_is_dropped),
     register=ETCD,
 )
-_mutant(
+mutant(
     "a backup is proposed before it has everything",
     (Sender, "proposal", _proposed_too_early),
 )
-_mutant(
+mutant(
     "a silent peer is bypassed at once",
     (inquiry, "judge", _silence_is_death),
     register=FAIL_STOP,
 )
-_mutant(
+mutant(
     "a backup takes over from a primary that answers",
     (inquiry, "judge", _serving_is_no_answer),
     register=FAIL_STOP,
 )
-_mutant(
+mutant(
     "an empty node begins when nobody answers",
     (Inquiry, "_begin_or_wait", _claims_alone),
     register=FAIL_STOP,
     fault_every_ms=600,
 )
-_mutant(
+mutant(
     "a node does not notice that it stood still",
     (Replica, "note_stall", lambda _: lambda self: None),
     register=FAIL_STOP,
     total_loss=STOPPED,
 )
-_mutant("a restarted node keeps its identity", (Process, "_first_incarnation", _same_after_restart))
+mutant("a restarted node keeps its identity", (Process, "_first_incarnation", _same_after_restart))
 
 
 # -- at most once --------------------------------------------------------------------------------
@@ -298,14 +260,14 @@ def _undo_only_grants(original: Any) -> Any:
     return lambda self, name, undone: self.locks.release_grant_of(name, undone)
 
 
-_mutant(
+mutant(
     "nothing is remembered",
     (ReplyCache, "recall", lambda _: lambda self, command, name, reqid: None),
     (ReplyCache, "remember", lambda _: lambda self, *record: None),
 )
-_mutant("refusals are not remembered", (ReplyCache, "remember", _forget_refusals))
-_mutant("a snapshot leaves out what was answered", (snapshot, "load", _locks_only))
-_mutant(
+mutant("refusals are not remembered", (ReplyCache, "remember", _forget_refusals))
+mutant("a snapshot leaves out what was answered", (snapshot, "load", _locks_only))
+mutant(
     "an undo does not bind what it did not find",
     (State, "_undo", _undo_only_grants),
     late_copy_percent=60,
@@ -385,13 +347,13 @@ def _anybody_first(original: Any) -> Any:
     return lambda self: next(iter(self.waiters.values()), None)
 
 
-_mutant("a promotion skips no tokens", (State, "next_epoch_offset", _no_skip))
-_mutant(
+mutant("a promotion skips no tokens", (State, "next_epoch_offset", _no_skip))
+mutant(
     "a new history does not look at the wall clock",
     (Replica, "begin_history", _offsets_from_one),
     total_loss=BOTH,
 )
-_mutant(
+mutant(
     "no quarantine after a total loss",
     (Replica, "begin_history", _no_quarantine),
     total_loss=BOTH,
@@ -399,16 +361,16 @@ _mutant(
     locks=2,
     fault_every_ms=10_000,
 )
-_mutant("a promoted node's time runs ahead", (Replica, "set_state_time", _time_runs_ahead))
-_mutant("renewals are not replicated", (Executor, "renew", _renewed_here_only))
-_mutant("any fencing token renews", (Executor, "renew", _any_token_renews))
-_mutant("a renewal may shorten a lease", (Executor, "renew", _shortens), think_ms=200)
-_mutant(
+mutant("a promoted node's time runs ahead", (Replica, "set_state_time", _time_runs_ahead))
+mutant("renewals are not replicated", (Executor, "renew", _renewed_here_only))
+mutant("any fencing token renews", (Executor, "renew", _any_token_renews))
+mutant("a renewal may shorten a lease", (Executor, "renew", _shortens), think_ms=200)
+mutant(
     "any fencing token releases",
     (LockTable, "release_grant", lambda _: lambda self, name, token: self.release(name)),
 )
-_mutant("last come, first served", (WaitQueue, "take_first", _last_come))
-_mutant("a waiter that hung up is granted", (Line, "first", _anybody_first))
+mutant("last come, first served", (WaitQueue, "take_first", _last_come))
+mutant("a waiter that hung up is granted", (Line, "first", _anybody_first))
 
 
 # -- the client ----------------------------------------------------------------------------------
@@ -425,19 +387,22 @@ def _counts_from_answer(original: Any) -> Any:
     return take
 
 
-_mutant(
+mutant(
     "Clerk counts a lease from the answer",
     (leases.Acquisition, "take", _counts_from_answer),
 )
-_mutant(
+mutant(
     "Clerk trusts all of a lease",
     (leases, "trusted_us", lambda _: lambda lease_ms: lease_ms * 1_050),
     clock_ppm=10_000,
 )
-_mutant(
+mutant(
     "Clerk forgets attempts that were lost",
     (attempts.Call, "_remember_lost", lambda _: lambda self, error: None),
 )
+
+
+register_mutants.add()
 
 
 # -- the hunt ------------------------------------------------------------------------------------
@@ -445,10 +410,10 @@ _mutant(
 
 def hunt(name: str, seeds_max: int = SEEDS_MAX) -> tuple[int, str]:
     """The first seed that catches a mutant, and how; -1 if none does."""
-    mutant = MUTANTS[name]
-    with mutant.applied():
+    bug = MUTANTS[name]
+    with bug.applied():
         for seed in range(seeds_max):
-            result = run_seed(mutant.options_of(seed))
+            result = run_seed(bug.options_of(seed))
             if result.problems:
                 return seed, result.problems[0]
     return -1, ""

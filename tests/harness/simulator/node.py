@@ -265,7 +265,7 @@ class Process:
         door, reply = said
         if door.end.closed:
             return
-        self.network.send(door.end, reply.answer)
+        self.network.send(door.end, reply.answer if reply.said is None else reply.said)
         if reply.command and isinstance(reply.answer, int):
             self.chronicle.note_reply(reply)
 

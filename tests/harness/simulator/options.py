@@ -36,6 +36,7 @@ class Options:
     total_loss: str  # F8: both nodes are lost at once; or one after it took over from a stopped one
     clock_ppm: int  # clocks are up to so much too fast or too slow
     opaque_percent: int  # clients whose request ids are not @client:n
+    registers_every_ms: int  # clients turn to versioned registers, several at a time
 
     def __str__(self) -> str:
         return " ".join(f"{field.name}={getattr(self, field.name)}" for field in fields(self))
@@ -66,4 +67,5 @@ def draw(seed: int, register: str = "", safety_ms: int = 0) -> Options:
         total_loss=rng.choice((BOTH, STOPPED)) if rng.random() < 0.06 else "",
         clock_ppm=rng.choice((0, 1_000, 10_000, 10_000)),
         opaque_percent=rng.choice((0, 30, 60)),
+        registers_every_ms=random.Random(f"{seed}/registers").choice((4_000, 6_000, 10_000)),
     )

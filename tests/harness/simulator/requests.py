@@ -9,10 +9,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from harness.checkers.history import Expiry, Granted, Joined, Left
+from harness.checkers.registers import DELETE, RegisterOperation
 from holdfast.server.core.executor import Executor
+from holdfast.server.core.register_table import NO_KEY, STALE_TOKEN
 from holdfast.server.core.replica import Role
 from holdfast.server.core.reply_cache import Refused
-from holdfast.server.core.state import LOCK, UNDO, UNLOCK, UNLOCK_GRANT
+from holdfast.server.core.state import LOCK, PUT, UNDO, UNLOCK, UNLOCK_GRANT
 
 from .links import Door
 
@@ -20,11 +22,12 @@ if TYPE_CHECKING:
     from .node import Process
 
 _AT_ONCE = (Refused.TRY_AGAIN, Refused.NO_REPLICAS, Refused.QUARANTINE)
-_COMMANDS = {b"LOCK": LOCK, b"UNLOCK": UNLOCK}
+_COMMANDS = {b"LOCK": LOCK, b"UNLOCK": UNLOCK, b"VPUT": PUT}
 
 
 class Reply(NamedTuple):
-    """What goes to a client: a number, or the text of an error; and what it was to."""
+    """What goes to a client: a number, or the text of an error; and what it was to. ``said`` is
+    what really goes if that is not the number."""
 
     answer: int | str
     command: str = ""
@@ -34,6 +37,7 @@ class Reply(NamedTuple):
     offset: int = 0
     needed_frame: int = 0
     repeat: bool = False
+    said: Any = None
 
 
 Said = tuple[Door, Reply]
@@ -65,6 +69,22 @@ class Requests:
             end_lease(name)
 
         executor._end_lease = watched
+        end_register = executor.registers._expire
+
+        def watched_register(name: bytes) -> None:
+            self._note_end_of_register(name.decode())
+            end_register(name)
+
+        executor.registers._expire = watched_register
+
+    def _note_end_of_register(self, key: str) -> None:
+        """Its time has come, says this node. (Which may be lost with it.)"""
+        now_us, trace = self._process.now_us, self._trace
+        node = self._replica.incarnation
+        trace.count("register expired")
+        trace.history.registers.append(RegisterOperation(node, DELETE, key, now_us, None, None))
+        if key not in trace.ends_us or now_us < trace.ends_us[key]:
+            trace.problem(f"I8: {node} ends the register {key} early: {trace.ends_us.get(key)}")
 
     # -- requests --------------------------------------------------------------------------------
 
@@ -99,9 +119,13 @@ class Requests:
         command = _COMMANDS.get(words[0])
         if command is None:
             return False
-        known = self._replica.state.replies.recall(command, words[1], words[2])
+        reqid = _options_of_put(words)[0] if command == PUT else words[2]
+        if not reqid:
+            return False
+        known = self._replica.state.replies.recall(command, words[1], reqid)
         if isinstance(known, int):
-            self._trace.count("repeat answered from the cache")
+            kind = "put: repeat" if command == PUT else "repeat"
+            self._trace.count(f"{kind} answered from the cache")
         elif known is Refused.REQUEST_GONE:
             self._trace.count("late copy told REQUESTGONE")
         return isinstance(known, int)
@@ -158,7 +182,37 @@ class Requests:
             grant = 0 if grant is None else grant[0]
         self._answer(door, "read", words[1], b"", grant)
 
-    def _answer(self, door: Door, command: str, name: bytes, reqid: bytes, answer: Any) -> None:
+    def _vget(self, door: Door, words: tuple[bytes, ...]) -> None:
+        found = self._replica.executor.registers.look(words[1])
+        if isinstance(found, tuple):
+            self._answer(door, "vget", words[1], b"", found[2], [found[1], found[2]])
+        else:
+            self._answer(door, "vget", words[1], b"", 0 if found is None else found, "NOKEY")
+
+    def _vput(self, door: Door, words: tuple[bytes, ...]) -> None:
+        _, key, value, version = words[:4]
+        reqid, fence = _options_of_put(words)
+        answer = self._replica.executor.registers.put(key, reqid, value, int(version), fence)
+        if self._replica.state.registers.before_cut:
+            self._trace.count("register changed while a snapshot is sent")
+        self._answer(door, "vput", key, reqid, answer, _said_of_put(answer))
+
+    def _pexpire(self, door: Door, words: tuple[bytes, ...]) -> None:
+        answer = self._replica.executor.registers.end_in(words[1], int(words[2]))
+        self._answer(door, "pexpire", words[1], b"", answer)
+
+    def _del(self, door: Door, words: tuple[bytes, ...]) -> None:
+        self._answer(door, "del", words[1], b"", self._replica.executor.delete(words[1]))
+
+    def _answer(
+        self,
+        door: Door,
+        command: str,
+        name: bytes,
+        reqid: bytes,
+        answer: Any,
+        said: Any = None,
+    ) -> None:
         if isinstance(answer, Refused):
             code = answer.value.split()[0]
             self._trace.count(f"refused: {code}")
@@ -173,6 +227,7 @@ class Requests:
             process.turn_us,
             self._replica.state.offset,
             repeat=self._is_repeat,
+            said=said,
         )
         process.say((door, reply), at_once=False)
 
@@ -244,3 +299,19 @@ class Requests:
                 self._process.now_us,
             )
         )
+
+
+def _options_of_put(words: tuple[bytes, ...]) -> tuple[bytes, bytes]:
+    """Request id, and fence as the executor takes it."""
+    options = words[4:]
+    reqid, fence = (options[0], options[1:]) if len(options) in (1, 4) else (b"", options)
+    return reqid, b"%b %b" % (fence[2], fence[1]) if fence else b""
+
+
+def _said_of_put(answer: int | Refused) -> str | None:
+    """What goes to the client instead of that number."""
+    if isinstance(answer, Refused) or answer > 0:
+        return None
+    if answer == STALE_TOKEN:
+        return "STALETOKEN"
+    return "NOKEY" if answer == NO_KEY else f"VERSION {-answer}"

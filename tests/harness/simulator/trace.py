@@ -24,6 +24,7 @@ class Trace:
         self.tells = tells
         self.counts: Counter[str] = Counter()
         self.history = History(expiries=[], acks=[])
+        self.ends_us: dict[str, int] = {}  # registers that end, none before that instant
         self.problems: list[str] = []
         self.lines: list[str] = []
         self._crc = 0
@@ -54,7 +55,13 @@ class Trace:
     def fingerprint(self) -> str:
         """Equal for two runs that were the same."""
         history = self.history
-        for records in (history.operations, history.replies, history.beliefs, history.digests):
+        for records in (
+            history.operations,
+            history.registers,
+            history.replies,
+            history.beliefs,
+            history.digests,
+        ):
             self._take_in(repr(records))
         self._take_in(repr(sorted(self.counts.items())))
         return f"{self._crc:08x}{self._crc_other:08x}"

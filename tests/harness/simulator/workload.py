@@ -1,4 +1,6 @@
-"""What the clients of a run do: take locks, hold, renew, give back, and misbehave now and then."""
+"""What the clients of a run do: take locks, hold, renew, give back, and misbehave now and then.
+(What they do with registers is in ``versioned.py``.)
+"""
 
 from __future__ import annotations
 
@@ -22,6 +24,7 @@ from .options import Options
 from .scheduler import Scheduler
 from .tasks import Steps
 from .trace import Trace
+from .versioned import RegisterWork
 
 DEADLINE_US = 4_000_000
 PUBLIC = b"public"
@@ -77,6 +80,7 @@ class Workload:
         rng: random.Random,
         hosts: list[Host],
         nodes: list[Host],
+        registers: RegisterWork,
     ) -> None:
         self._options = options
         self._scheduler = scheduler
@@ -85,6 +89,7 @@ class Workload:
         self._rng = rng
         self._hosts = hosts
         self._nodes = nodes
+        self._registers = registers
         self._lives = 0
         self._holdings: dict[str, dict[Holding, None]] = {}
         self.stopping = False
@@ -119,6 +124,7 @@ class Workload:
     def _begin(self, client: SimClient) -> None:
         for _ in range(2):
             client.spawn_later(int(self._rng.random() * 300_000), self._work(client))
+        client.spawn_later(1, self._registers.work(client, self._holdings[client.name]))
 
     def crash(self, number: int, *, silent: bool, restart_us: int) -> None:
         """A client dies, holding what it holds; another one begins in its place."""
@@ -183,6 +189,7 @@ class Workload:
         keeps = yield from self._use(client, holding, lease_ms)
         holding.end()
         del holdings[holding]
+        self._registers.note_end(client, holding)
         if keeps:
             self._trace.count("lease left to run out")
         else:
@@ -267,7 +274,8 @@ class Workload:
     # -- the end ---------------------------------------------------------------------------------
 
     def prove(self) -> None:
-        """Each client takes and gives back a lock of its own: is it served?"""
+        """Each client takes and gives back a lock of its own, and writes a register meanwhile: is
+        it served?"""
         for number in range(len(self.clients)):
             self._reborn(number)
         for client in self.clients:
@@ -280,8 +288,9 @@ class Workload:
             wanted = Wanted(name, 5_000, None, client.clock.us())
             grant = yield from client.acquire(wanted, DEADLINE_US)
             if grant is not None:
+                served = yield from self._registers.prove(client, name, grant.token, DEADLINE_US)
                 finish = yield from self._release(client, name, grant.token)
-                if finish.verdict is Verdict.ANSWERED:
+                if served and finish.verdict is Verdict.ANSWERED:
                     break
             yield from client.sleep(100_000)
         self.through[client.name] = True
