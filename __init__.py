@@ -28,8 +28,8 @@ if TYPE_CHECKING:
         RegisterLock,
         StaleTokenError,
         UnavailableError,
-        VersionError,
         Versioned,
+        VersionError,
     )
 
 __version__: str
