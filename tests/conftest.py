@@ -19,9 +19,12 @@ _LONGEST = (
     "test_live_lab.py", "test_live_kv.py", "test_packaging.py", "test_live_cli_lock.py",
 )  # fmt: skip
 
-# A shell that starts this in the background has Ctrl-C ignored, and what we start inherits that.
+# A shell that starts this in the background has the terminal's signals ignored, and what we start
+# inherits that.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+if signal.getsignal(signal.SIGQUIT) is signal.SIG_IGN:
+    signal.signal(signal.SIGQUIT, signal.SIG_DFL)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -9,6 +9,8 @@ from harness.alone import alone, config_of, info_of
 from harness.processes import Cluster, Node, wait_until
 from harness.wire import Closed, ReplyError, Wire
 
+from holdfast.server.core.stream import PROTOCOL_VERSION
+
 
 def role_of(node: Node) -> list[object]:
     role = node.ask("ROLE")
@@ -244,29 +246,30 @@ def test_a_backup_does_not_hand_over(forked_cluster: Cluster) -> None:
 
 # -- PEER ------------------------------------------------------------------------------------------
 
+VERSION = PROTOCOL_VERSION.decode()
 WHO = ("ab12", "cd34", "7000")
 
 
 @pytest.mark.parametrize(
     "words",
     [
-        ("JOIN", "2", *WHO),  # as version 1 had it
-        ("JOIN", "2", *WHO, "-", "0", "0"),
-        ("JOIN", "2", *WHO, "-", "0", "0", "0", "fail-stop"),
-        ("JOIN", "2", "ab 12", "cd34", "7000", "-", "0", "0", "0", "fail-stop", "9"),
-        ("JOIN", "2", "ab12", "", "7000", "-", "0", "0", "0", "fail-stop", "9"),
-        ("JOIN", "2", "ab12", "cd34", "0", "-", "0", "0", "0", "fail-stop", "9"),
-        ("JOIN", "2", "ab12", "cd34", "65536", "-", "0", "0", "0", "fail-stop", "9"),
-        ("JOIN", "2", *WHO, "-", "x", "0", "0", "fail-stop", "9"),
-        ("JOIN", "2", *WHO, "-", "-1", "0", "0", "fail-stop", "9"),
-        ("JOIN", "2", *WHO, "-", "0", "9" * 30, "0", "fail-stop", "9"),
-        ("JOIN", "2", *WHO, "-", "0", "0", "0", "fail-stop", "soon"),
-        ("JOIN", "2", *WHO, "-", "0", "0", "0", "fail-stop", "9", "9"),
-        ("JOIN", "2", *WHO, "-", "0", "0", "0", "x" * 257, "9"),
-        ("PROPOSE", "2", "ab12"),
-        ("PROPOSE", "2", "ab12", "x"),
-        ("ASK", "2", "now"),
-        ("LEAVE", "2"),
+        ("JOIN", VERSION, *WHO),  # as version 1 had it
+        ("JOIN", VERSION, *WHO, "-", "0", "0"),
+        ("JOIN", VERSION, *WHO, "-", "0", "0", "0", "fail-stop"),
+        ("JOIN", VERSION, "ab 12", "cd34", "7000", "-", "0", "0", "0", "fail-stop", "9"),
+        ("JOIN", VERSION, "ab12", "", "7000", "-", "0", "0", "0", "fail-stop", "9"),
+        ("JOIN", VERSION, "ab12", "cd34", "0", "-", "0", "0", "0", "fail-stop", "9"),
+        ("JOIN", VERSION, "ab12", "cd34", "65536", "-", "0", "0", "0", "fail-stop", "9"),
+        ("JOIN", VERSION, *WHO, "-", "x", "0", "0", "fail-stop", "9"),
+        ("JOIN", VERSION, *WHO, "-", "-1", "0", "0", "fail-stop", "9"),
+        ("JOIN", VERSION, *WHO, "-", "0", "9" * 30, "0", "fail-stop", "9"),
+        ("JOIN", VERSION, *WHO, "-", "0", "0", "0", "fail-stop", "soon"),
+        ("JOIN", VERSION, *WHO, "-", "0", "0", "0", "fail-stop", "9", "9"),
+        ("JOIN", VERSION, *WHO, "-", "0", "0", "0", "x" * 257, "9"),
+        ("PROPOSE", VERSION, "ab12"),
+        ("PROPOSE", VERSION, "ab12", "x"),
+        ("ASK", VERSION, "now"),
+        ("LEAVE", VERSION),
     ],
 )
 def test_a_malformed_message_of_a_peer_is_refused(
@@ -284,29 +287,29 @@ def test_a_node_that_keeps_the_view_elsewhere_is_told_so_and_not_attached(
     node = alone(forked_cluster)
     with node.wire() as wire:
         with pytest.raises(ReplyError, match=r"^ERR the view is kept in file:/x there and in fail"):
-            wire.ask("PEER", "JOIN", "2", *WHO, "-", "0", "0", "0", "file:/x", "9")
+            wire.ask("PEER", "JOIN", VERSION, *WHO, "-", "0", "0", "0", "file:/x", "9")
         assert wire.ask("PING") == b"PONG"
     assert node.mode == "solo" and info_of(node, "stats")["sync_full"] == "0"
 
 
-@pytest.mark.parametrize("words", [("ASK", "1"), ("JOIN", "1", "ab12", "7000"), ("ASK", "3")])
+@pytest.mark.parametrize("words", [("ASK", "1"), ("JOIN", "2", "ab12", "7000"), ("ASK", "99")])
 def test_a_peer_of_another_version_is_refused(
     forked_cluster: Cluster, words: tuple[str, ...]
 ) -> None:
-    with pytest.raises(ReplyError, match="is not spoken here, this node has 2"):
+    with pytest.raises(ReplyError, match="is not spoken here, this node has 3"):
         alone(forked_cluster).ask("PEER", *words)
 
 
 def test_a_node_that_keeps_no_register_says_so(forked_cluster: Cluster) -> None:
     with pytest.raises(ReplyError, match="keeps no view register"):
-        alone(forked_cluster).ask("PEER", "VIEW", "2")
+        alone(forked_cluster).ask("PEER", "VIEW", VERSION)
 
 
 def test_a_point_of_another_history_is_answered_with_a_snapshot(forked_cluster: Cluster) -> None:
     node = alone(forked_cluster)
     node.ask("LOCK", "a", "r1")
     with node.wire() as joiner:
-        joiner.send("PEER", "JOIN", "2", *WHO, "another", "1", "5", "7", "fail-stop", "9")
+        joiner.send("PEER", "JOIN", VERSION, *WHO, "another", "1", "5", "7", "fail-stop", "9")
         begin = joiner.read()
         assert isinstance(begin, list) and begin[0] == b"SB"
     wait_until(lambda: node.mode == "solo", "it is dropped", [node])

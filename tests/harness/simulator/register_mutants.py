@@ -55,7 +55,10 @@ def _fenced_first(original: Any) -> Any:
 def _emptied(original: Any) -> Any:
     def delete(self: RegisterTable, name: bytes) -> int:
         register = self.held.get(name)
-        return int(register is not None and self.write(name, 0, b"0", register[2]) > 0)
+        if register is None:
+            return 0
+        self.end_at(name, 0)
+        return int(self.write(name, 0, b"0", register[2]) > 0)
 
     return delete
 
@@ -148,9 +151,10 @@ def add() -> None:
         "a snapshot shows what a register has become",
         (RegisterTable, "_save", lambda _: lambda self, name, register: None),
         small_limits=True,
-        registers_every_ms=40,
+        registers_every_ms=20,
         clients=6,
-        fault_every_ms=600,
+        think_ms=1_600,
+        fault_every_ms=400,
     )
     mutant("puts are not remembered", (ReplyCache, "remember", _forgets(lambda answer: True)))
     mutant(
