@@ -249,7 +249,6 @@ def _exchange(
 
 def _cause(error: Exception) -> str:
     """What is behind an error of urllib3, in the words of whoever looks for it."""
-    import http.client
     import ssl
 
     from urllib3.exceptions import TimeoutError as TimedOut
@@ -259,7 +258,7 @@ def _cause(error: Exception) -> str:
         return f"its certificate is not accepted: {cause.verify_message}; see --etcd-ca"
     if isinstance(cause, ssl.SSLError):
         return f"TLS fails: {cause.reason or cause}; see --etcd-ca, --etcd-cert and --etcd-key"
-    if isinstance(cause, http.client.RemoteDisconnected):
+    if isinstance(cause, ConnectionResetError):  # (of which http.client makes one for an end, too)
         return "it closed the connection without an answer; if it wants TLS, give --etcd-ca"
     if isinstance(cause, OSError) and cause.strerror:
         return cause.strerror
