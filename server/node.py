@@ -181,7 +181,7 @@ class Node:
             self._in_steps[:0] = [step for step in steps if step()]
         if self._next_turn or self._answered or self._in_steps:
             self.another_turn()
-        if self.turn_holds or self.replica.executor.value_bytes:
+        if self.turn_holds or self.replica.executor.put_bytes:
             self.turn_holds = False
             self._hold_back()
         self.pairing.end_turn()
@@ -207,10 +207,10 @@ class Node:
         if self.replica.overflows and self.replica.held_back_bytes > _HELD_BACK_BYTES_LIMIT:
             for connection, _ in replies:  # repeats, which may not be told "not done"
                 connection.close("too much is held back")
-        elif self.replica.holding and (replies or self.replica.executor.value_bytes):
-            # (What stands behind them may go now.) Values count as replies do, if nobody wants one
-            # too: they lie in the link until the backup has them.
-            self.replica.hold_back(replies, size_bytes + self.replica.executor.value_bytes)
+        elif self.replica.holding and (replies or self.replica.executor.put_bytes):
+            # (What stands behind them may go now.) Puts count as replies do, even those that nobody
+            # wants an answer to: they lie in the link until the backup has them.
+            self.replica.hold_back(replies, size_bytes + self.replica.executor.put_bytes)
         else:  # in this very turn it was decided that this node goes on alone
             self.peer.release(replies)
 

@@ -83,7 +83,7 @@ class Executor:
         self._late_until_ms = 0  # how long input is read first, at most; 0: the turn is on time
         self._step_end = 0  # the offset behind what was done last without being asked
         self.registers = RegisterExecutor(replica, self)
-        self.value_bytes = 0  # of the puts of this turn, as entries
+        self.put_bytes = 0  # of the puts of this turn, as entries
         self.reset_statistics()
 
     def reset_statistics(self) -> None:
@@ -387,7 +387,7 @@ class Executor:
 
     def begin_turn(self) -> None:
         """A turn begins: is it on time?"""
-        self.value_bytes = 0
+        self.put_bytes = 0
         time_ms = self._replica.entry_time_ms()
         scheduled = self._lines or self._leases or self.registers.deadlines
         due_ms = self._due_ms() if scheduled else None
@@ -485,6 +485,7 @@ class Executor:
         self._awaited = Deadlines(self._is_awaited, self._line_count)
         self._unscheduled.clear()
         self._freed.clear()
+        self.put_bytes = 0
         self.registers.begin()
 
     def _schedule_more(self) -> None:

@@ -118,8 +118,8 @@ BACKLOG_BYTES_MAX = 64 * 1024 * 1024
 again with a new snapshot."""
 
 JOINER_LAG_BYTES = BACKLOG_BYTES_MAX // 4 * 3
-"""With so much of it unsent, puts are refused with TRYAGAIN: large values would else outrun every
-snapshot."""
+"""With so much of it unsent, puts are refused with TRYAGAIN: otherwise large values would outrun
+every snapshot."""
 
 BACKLOG_KEPT_BYTES_MAX = 16 * 1024 * 1024
 """The same while none is: for one that comes back after a short while. A few seconds of full load,

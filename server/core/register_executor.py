@@ -84,7 +84,7 @@ class RegisterExecutor:
             return self._count(refusal)  # (G2)
         # (As much as it takes in the link, so that a backup that does not read ends in TRYAGAIN.)
         entry_bytes = len(name) + len(reqid) + len(value) + len(argument)
-        executor.value_bytes += entry_bytes + limits.ENTRY_FRAMING_BYTES
+        executor.put_bytes += entry_bytes + limits.ENTRY_FRAMING_BYTES
         return self._count(replica.append(PUT, name, reqid, value, argument))
 
     def look(self, name: bytes) -> Register | Refused | None:

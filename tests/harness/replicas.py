@@ -205,7 +205,7 @@ class SimNode:
             replica.executor.answered.clear()
         if self._held and replica.holding:
             held: Replies = [(client, text.encode()) for client, text in self._held]
-            values_bytes = replica.executor.value_bytes
+            values_bytes = replica.executor.put_bytes
             replica.hold_back(held, sum(len(text) for _, text in held) + values_bytes)
         else:
             self.said += self._held
