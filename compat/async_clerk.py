@@ -46,7 +46,8 @@ Written = str | bytes | None
 
 
 class AsyncClerk:
-    """A client of a lock server pair: `AsyncClerk("redis://h1:6379", "redis://h2:6380")`.
+    """A client of a lock server pair: `AsyncClerk("redis://h1:6379", "redis://h2:6380")`,
+    or, for short, `AsyncClerk("h1:6379", "h2:6380")`.
 
     The parameters, the methods and what they raise are those of `Clerk`. Share one between all
     tasks. In each event loop, and in a forked child, it has connections and client ids of its own.

@@ -51,7 +51,8 @@ UNDO_POLL_S = 0.002
 
 
 class Clerk:
-    """A client of a lock server pair: `Clerk("redis://h1:6379", "redis://h2:6380")`.
+    """A client of a lock server pair: `Clerk("redis://h1:6379", "redis://h2:6380")`, or, for short,
+    `Clerk("h1:6379", "h2:6380")`.
 
     Share one between all threads and greenlets. After a fork, parent and child may both go on with
     it: the child starts with connections and client ids of its own. Times are in milliseconds:

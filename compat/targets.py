@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,6 +14,8 @@ from redis.exceptions import RedisError
 # A connection that stands in line says nothing for hours: after 5 s of that the kernel asks, three
 # times at most. (The names are Linux's.)
 _KEEPALIVE_S = {"TCP_KEEPIDLE": 5, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3}
+
+_HOST_PORT = re.compile(r"(\[[^\[\]/@]+\]|[^\s:/@]+):[0-9]{1,5}")
 
 # What a URL must not say, since Clerk says it.
 _DECIDED_BY_CLERK = (
@@ -52,10 +55,11 @@ class Target:
 
     @classmethod
     def from_url(cls, url: str, family: Family) -> Target:
-        """Raises TypeError or ValueError, with the reason, for a URL that cannot be used."""
+        """`url` may be HOST:PORT as well. Raises TypeError or ValueError, with the reason, for one
+        that cannot be used."""
         if not isinstance(url, str):
             raise TypeError(f"a node's URL must be a str, not {type(url).__name__}")
-        options = dict(family.parse_url(url))
+        options = dict(family.parse_url(_in_full(url)))
         if options.pop("db", 0) != 0:
             raise ValueError("there is only database 0; leave the number out of the URL")
         if taken := sorted(set(_DECIDED_BY_CLERK) & options.keys()):
@@ -85,6 +89,17 @@ class Target:
             retry_on_timeout=False,
             health_check_interval=0,
         )
+
+
+def _in_full(url: str) -> str:
+    """What `url` is, or stands for."""
+    if "://" in url:
+        return url
+    if _HOST_PORT.fullmatch(url):
+        return f"redis://{url}"
+    _, at, rest = url.rpartition("@")
+    shown = f"...@{rest}" if at else url  # (What is left out may be a password.)
+    raise ValueError(f"{shown!r} is neither redis://HOST:PORT nor HOST:PORT")
 
 
 def _keepalive_options() -> dict[int, int]:

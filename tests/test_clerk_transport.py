@@ -37,7 +37,7 @@ import holdfast.compat.leases as leases
 import holdfast.compat.sessions as sessions
 from holdfast.compat import Clerk, ClerkError, IndeterminateError, UnavailableError
 from holdfast.compat.attempts import Call, Fate, Seen
-from holdfast.compat.endpoints import Endpoint, now_us
+from holdfast.compat.endpoints import Endpoint, now_us, target_of
 
 
 @pytest.fixture
@@ -1263,10 +1263,13 @@ def test_names_of_1_and_512_bytes_are_sent_as_they_are(node, clerk):
         assert n.words[-1][1] == name
 
 
+NO_SERVERS = ["", "6379", ":6379", "host", "::1:6379", "u:p@h:1", "h:1/0"]
+
+
 @pytest.mark.parametrize(
     ("url", "reason"),
     [
-        ("127.0.0.1:6379", "redis://"),
+        *((text, "neither redis://HOST:PORT nor HOST:PORT") for text in NO_SERVERS),
         ("redis://127.0.0.1:6379/3", "database 0"),
         ("unix:///tmp/s?db=1", "database 0"),
         ("redis://127.0.0.1?retry_on_timeout=1", "Clerk decides retry_on_timeout"),
@@ -1279,6 +1282,26 @@ def test_names_of_1_and_512_bytes_are_sent_as_they_are(node, clerk):
 def test_a_url_that_cannot_be_meant_is_refused_with_the_reason(url, reason):
     with pytest.raises(ValueError, match=re.escape(reason)):
         Clerk(url)
+
+
+def test_what_may_be_a_password_is_not_repeated():
+    with pytest.raises(ValueError, match=r"^'\.\.\.@h:1' is neither"):
+        Clerk("me:secret@h:1")
+
+
+@pytest.mark.parametrize(
+    ("text", "label"),
+    [
+        ("redis://h:1", "h:1"),
+        ("rediss://h:1?ssl_check_hostname=false", "h:1"),
+        ("unix:///run/x", "/run/x"),
+        ("h:6379", "h:6379"),
+        ("127.0.0.1:1", "127.0.0.1:1"),
+        ("[::1]:6379", "[::1]:6379"),
+    ],
+)
+def test_a_node_is_a_url_or_a_host_with_its_port(text, label):
+    assert target_of(text).label == label
 
 
 def test_database_0_may_be_named():

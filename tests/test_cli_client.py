@@ -133,27 +133,6 @@ def test_json_is_ascii_in_one_line_with_bytes_as_text() -> None:
 # ---- where the nodes are
 
 
-@pytest.mark.parametrize(
-    ("text", "url"),
-    [
-        ("redis://h:1", "redis://h:1"),
-        ("rediss://h:1?x=y", "rediss://h:1?x=y"),
-        ("unix:///run/x", "unix:///run/x"),
-        ("h:6379", "redis://h:6379"),
-        ("127.0.0.1:1", "redis://127.0.0.1:1"),
-        ("[::1]:6379", "redis://[::1]:6379"),
-    ],
-)
-def test_a_server_is_a_url_or_a_host_with_its_port(text: str, url: str) -> None:
-    assert servers.url_of(text) == url
-
-
-@pytest.mark.parametrize("text", ["", "6379", ":6379", "host", "::1:6379", "u:p@h:1", "h:1/0"])
-def test_what_is_no_server_is_refused(text: str) -> None:
-    with pytest.raises(ValueError, match="neither redis://HOST:PORT nor HOST:PORT"):
-        servers.url_of(text)
-
-
 def test_the_flag_wins_over_the_variable_and_that_over_both_nodes_of_this_machine() -> None:
     several = {"HOLDFAST_SERVERS": " h:1, h:2\n"}
     assert servers.named(["h:3"], several) == ("--server", ("h:3",))

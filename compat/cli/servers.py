@@ -23,8 +23,6 @@ DEADLINE_MS = 10_000
 # Who looks at a terminal for the answer is told sooner; a failover takes milliseconds.
 OPERATOR_DEADLINE_MS = 3_000
 
-_HOST_PORT = re.compile(r"(\[[^\[\]/@]+\]|[^\s:/@]+):[0-9]{1,5}")
-
 HELP = f"""\
 servers:
   --server, or the variable {VARIABLE} (spaces or commas between several), names both nodes of
@@ -48,7 +46,7 @@ def clerk(given: argparse.Namespace, deadline_ms: int = DEADLINE_MS) -> Clerk:
     """A Clerk for the nodes that were named. Raises Failure for a URL that cannot be used."""
     source, urls = named(given.server)
     try:
-        return Clerk(*map(url_of, urls), deadline_ms=deadline_ms)
+        return Clerk(*urls, deadline_ms=deadline_ms)
     except ValueError as error:
         raise Failure(EXIT_USAGE, f"{source}: {error}") from None
 
@@ -61,15 +59,6 @@ def named(
         return "--server", tuple(given)
     words = [word for word in re.split(r"[\s,]+", environ.get(VARIABLE, "")) if word]
     return (VARIABLE, tuple(words)) if words else ("default", DEFAULT)
-
-
-def url_of(text: str) -> str:
-    """The URL that `text` is, or stands for. Raises ValueError."""
-    if "://" in text:
-        return text
-    if _HOST_PORT.fullmatch(text):
-        return f"redis://{text}"
-    raise ValueError(f"{text!r} is neither redis://HOST:PORT nor HOST:PORT")
 
 
 @contextlib.contextmanager
