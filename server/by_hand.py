@@ -118,8 +118,8 @@ class ByHand:
                 f"ERR {address} is {outcome.standing.value} in epoch {outcome.view.epoch}, this "
                 f"node's is {replica.view.epoch}: only a serving node of a higher epoch is followed"
             )
-        if outcome.has_backup and replica.role is Role.PRIMARY:
-            return f"ERR {address} has a backup already: this node would lose its state for nothing"
+        if (why := self._why_refused(address, outcome)) and replica.role is not Role.EMPTY:
+            return f"ERR {address} would refuse this node: {why}. Nothing was changed"
         peer.follow(address)
         log.warning("following %s on an operator's word", address)
         if replica.role is Role.PRIMARY:
@@ -133,3 +133,11 @@ class ByHand:
             pairing.changed("an operator says so")
         pairing.proceed()
         return "OK"
+
+    def _why_refused(self, address: Address, answer: Answer) -> str:
+        """What this node would be told when it joins there, having given up what it has."""
+        own = self._pairing.settings.register_name
+        if answer.register != own:
+            return f"its view is kept in {answer.register}, and this node's in {own}"
+        is_other = self._replica.role is Role.PRIMARY or address != self._peer.address
+        return "it has a backup already" if answer.has_backup and is_other else ""

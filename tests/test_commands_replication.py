@@ -296,7 +296,7 @@ def test_a_node_that_keeps_the_view_elsewhere_is_told_so_and_not_attached(
 def test_a_peer_of_another_version_is_refused(
     forked_cluster: Cluster, words: tuple[str, ...]
 ) -> None:
-    with pytest.raises(ReplyError, match="is not spoken here, this node has 3"):
+    with pytest.raises(ReplyError, match=f"is not spoken here, this node has {VERSION}"):
         alone(forked_cluster).ask("PEER", *words)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
+from pathlib import Path
 
 import pytest
 from harness.etcd import EtcdServer
@@ -18,6 +19,7 @@ from harness.wire import Wire, encode
 
 from holdfast.server.core.stream import ACK, CONTINUE, END, ENTRIES, HANDOVER, PROTOCOL_VERSION
 from holdfast.server.core.stream import VIEW as VIEW_MESSAGE
+from holdfast.server.registers.opening import open_register
 
 NAME = "ab" * 20
 JOIN = b"$4\r\nJOIN\r\n"
@@ -228,6 +230,37 @@ def test_a_primary_follows_only_a_serving_node_of_a_higher_epoch(pair: Pair, kin
     assert views(pair) == before
     token = pair.a.ask("LOCK", "a", "r1")
     assert held(pair.a, ["a"]) == {"a": token}
+
+
+def test_nobody_gives_up_what_it_has_for_a_primary_that_would_refuse_it(
+    forked_cluster: Cluster, tmp_path: Path
+) -> None:
+    """REPLICAOF of a primary towards one whose view is kept elsewhere, and of a backup towards one
+    that has a backup: refused, with the reason, and nothing has changed."""
+    path = str(tmp_path / "view")
+    open_register("backup", path).init(at_least=9)
+    elsewhere = forked_cluster.node("elsewhere").start(
+        "--view", "backup", "--view-file", path, "--replicaof", "127.0.0.1:1", "--bootstrap"
+    )
+    wait_until(lambda: elsewhere.mode == "solo", "it serves", [elsewhere])
+    primary, backup = forked_cluster.pair()
+    token = primary.ask("LOCK", "a", "r1")
+
+    def follow(node: Node, other: Node) -> str:
+        return error_of(partial(node.ask, "REPLICAOF", other.host, str(other.port)))
+
+    for node in (primary, backup):
+        assert "view is kept in backup" in follow(node, elsewhere)
+    one, another = forked_cluster.node("one"), forked_cluster.node("another")
+    one.start("--backup", another.address)
+    another.start("--replicaof", one.address)
+    forked_cluster.wait_paired(one, another)
+    assert "has a backup already" in follow(backup, one)
+    assert "has a backup already" in follow(another, primary)
+    forked_cluster.wait_paired(primary, backup)
+    forked_cluster.wait_paired(one, another)
+    assert held(primary, ["a"]) == {"a": token}
+    assert "epoch 2 ->" not in primary.log_text + one.log_text
 
 
 def test_a_lone_primary_that_follows_one_of_a_higher_epoch_gives_up_what_it_has(

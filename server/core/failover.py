@@ -51,6 +51,7 @@ class Answer(NamedTuple):
     view: View
     has_backup: bool = False  # a primary that takes no other one
     reigns_since: int = 0  # the epoch in which it became the primary
+    register: str = ""  # what keeps its view, in the words of --view
 
     @property
     def rank(self) -> tuple[int, int, str]:

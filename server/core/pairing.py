@@ -166,19 +166,23 @@ class Pairing:
 
     def answer_ask(self) -> Answer:
         """``PEER ASK``."""
-        return self.replica.answer()
+        return self._answer()
 
     def answer_proposal(self, proposer: str, epoch: int) -> Answer:
         """``PEER PROPOSE``: answer it; a backup that accepts is out, and joins again."""
         if self.settings.has_register:
-            return self.replica.answer()  # the register decides
-        answer = self.replica.answer(proposer, epoch)
+            return self._answer()  # the register decides
+        answer = self._answer(proposer, epoch)
         if answer.accepted:
             self.log("warning", f"the primary goes on without this backup, epoch {epoch}")
             self.drop_link()
             self.changed("the primary goes on without this backup")
             self.proceed()
         return answer
+
+    def _answer(self, proposer: str = "", epoch: int = 0) -> Answer:
+        answer = self.replica.answer(proposer, epoch)
+        return answer._replace(register=self.settings.register_name)
 
     def join_request(self, joiner: Joiner) -> str:
         """``PEER JOIN``; an error's text, or empty: it is attached between two turns."""

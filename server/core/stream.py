@@ -74,7 +74,7 @@ ECHO = b"O"
 ACK = b"A"
 PROBE = b"P"
 
-PROTOCOL_VERSION = b"3"
+PROTOCOL_VERSION = b"4"
 """Nodes that name another one are refused."""
 
 _HEADER = struct.Struct(">QQQQQQI")
@@ -128,6 +128,7 @@ def encode_answer(answer: Answer) -> bytes:
             ",".join(view.members),
             int(answer.has_backup),
             answer.reigns_since,
+            answer.register,
         )
     )
 
@@ -136,17 +137,23 @@ def decode_answer(answer: Any) -> Answer:
     """Read it back. Raises ValueError."""
     if (
         not isinstance(answer, list)
-        or len(answer) != 9
+        or len(answer) != 10
         or not all(isinstance(field, bytes) for field in answer)
         or answer[0] != PROTOCOL_VERSION
     ):
         raise ValueError(f"not a Holdfast node of this version: {answer!r}")
-    incarnation, standing, accepted, epoch, primary, members, has_backup, since = (
+    incarnation, standing, accepted, epoch, primary, members, has_backup, since, register = (
         field.decode() for field in answer[1:]
     )
     view = View(int(epoch), primary, tuple(filter(None, members.split(","))))
     return Answer(
-        incarnation, Standing(standing), accepted == "1", view, has_backup == "1", int(since)
+        incarnation,
+        Standing(standing),
+        accepted == "1",
+        view,
+        has_backup == "1",
+        int(since),
+        register,
     )
 
 
