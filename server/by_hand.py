@@ -64,6 +64,11 @@ class ByHand:
     def _go_on(self, *, force: bool) -> str:
         """A primary that is blocked, because its backup is lost and this node stood still."""
         pairing, replica, inquiry = self._pairing, self._replica, self._inquiry
+        if not force and inquiry.trouble:
+            return (
+                f"ERR the backup is lost, and {inquiry.trouble}; if the backup is certainly gone, "
+                "REPLICAOF NO ONE FORCE goes on without it"
+            )
         if not force and not replica.stalled:
             return f"ERR the backup is lost, and it is being decided: {inquiry.reason}"
         if not force and pairing.switching:
@@ -94,7 +99,8 @@ class ByHand:
                 if inquiry.refused:
                     return f"ERR {inquiry.refused}"
                 if clock.boot_ms() > deadline_ms:
-                    return f"ERR undecided: {inquiry.reason}; REPLICAOF NO ONE FORCE overrides it"
+                    why = inquiry.trouble or inquiry.reason
+                    return f"ERR undecided: {why}; REPLICAOF NO ONE FORCE overrides it"
                 gevent.sleep(_LOOK_S)
         finally:
             inquiry.insists = False

@@ -17,6 +17,7 @@ from .core.view import NO_VIEW, View
 from .registers import EtcdRegister, FileRegister, RegisterError
 from .registers.encoding import EPOCH_MAX
 from .registers.opening import open_register
+from .registers.rules import INIT, after_loss
 
 EXIT_FAILED = 1
 _ASK_TIMEOUT_S = 2.0
@@ -34,10 +35,11 @@ examples:
       the same in etcd; each pair needs a prefix of its own
   holdfast view show --view etcd://10.0.0.5:2379/locks --json
   holdfast view init --force --view backup --view-file /var/lib/holdfast/view
-      after both nodes were lost: lets an empty node begin a new history. Stop every node that may
-      still have the old one
+      after both nodes were lost: lets an empty node begin a new history. A node that still has
+      the old one drops it
   holdfast view init --view backup --view-file /var/lib/holdfast/view --from 10.0.0.1:6379
-      after the register was lost: goes on with the view of the node that serves
+      after the register was lost: goes on with the view of the node that serves. One that is
+      blocked with its state serves after REPLICAOF NO ONE FORCE
 """
 
 _INIT = """\
@@ -112,8 +114,7 @@ def _show(register: FileRegister | EtcdRegister, given: argparse.Namespace) -> i
     if view == NO_VIEW:
         raise RegisterError(
             f"there is no view in {register}. Before the first start of a pair: "
-            "'holdfast view init'. If there was one, the register has lost it: stop both nodes, "
-            "and see 'holdfast view init --help'"
+            f"'{INIT}'. If there was one, the register has lost it: {after_loss()}"
         )
     print(_as_json(view) if given.json else _as_text(view))
     return 0
@@ -149,7 +150,8 @@ def _view_of(address: Address) -> View:
     if answer.standing is not Standing.SERVING:
         raise RegisterError(
             f"{address} does not serve (it says: {answer.standing.value}), so its view is not one "
-            "to go on from. Nothing was changed"
+            "to go on from. Nothing was changed. (A node that is blocked with its state serves "
+            "after REPLICAOF NO ONE FORCE.)"
         )
     return answer.view
 

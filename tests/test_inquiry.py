@@ -441,6 +441,7 @@ def test_a_node_that_stood_still_bypasses_nobody(outcome: Answer | NoAnswer, who
     world.sleep(9_000)
     world.answer(outcome)
     assert outcome_of(world) == WAITS and world.replica.stalled
+    assert world.says("if it has certainly not taken over, REPLICAOF NO ONE FORCE")
     world.timer()
     assert world.asked is not None
 
@@ -722,6 +723,12 @@ def test_a_node_without_a_peer_asks_nobody() -> None:
 # -- an empty node (F5) ---------------------------------------------------------------------------
 
 
+def test_a_node_that_looks_for_its_peer_says_so_from_the_start() -> None:
+    world = World("B")
+    world.pairing.start()
+    assert world.says("mode starting -> recovery, epoch 0: looking for")
+
+
 @pytest.mark.parametrize(
     ("settings", "outcome", "silent_ms", "becomes"),
     [
@@ -829,6 +836,15 @@ def test_an_unknown_second_backup_is_refused_and_moves_nobody(stranger: Joiner) 
         world.sleep(1_000)
         world.lock("c")
     assert world.is_idle and world.pairing.mode == "paired" and world.pairing.link is not None
+
+
+def test_who_asks_a_blocked_primary_is_told_what_it_waits_for() -> None:
+    duo = paired()
+    duo.primary.stand_still(BACKUP_TIMEOUT_MS)
+    duo.lose_link_of(duo.primary)
+    assert duo.primary.pairing.mode == "blocked"
+    refused = duo.primary.pairing.join_request(joiner("B9"))
+    assert refused.startswith("TRYAGAIN this primary is blocked")
 
 
 def test_a_backup_that_asks_under_another_incarnation_was_restarted() -> None:

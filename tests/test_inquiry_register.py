@@ -279,6 +279,25 @@ def test_a_register_that_has_forgotten_decides_nothing(view: View, result: Cas |
     assert world.timer_ms is not None and world.asked is None, "it asks again, and not at once"
 
 
+def test_how_the_register_is_and_why_it_decides_nothing() -> None:
+    world = Duo(register=True).primary
+    ballot = world.pairing.inquiry.ballot
+    assert (ballot.register_status, ballot.trouble) == ("unknown", "")
+    world = paired(register=True).primary
+    ballot = world.pairing.inquiry.ballot
+    assert (ballot.register_status, ballot.trouble, ballot.shown_epoch) == ("up", "", 3)
+    looks_at_register(world)
+    world.register_says(Cas.UNDECIDED)
+    assert ballot.register_status == "down" and "does not answer" in ballot.trouble
+    looks_at_register(world)
+    world.register_says(None, View(1, "P", ("P",)))
+    assert ballot.register_status == "forgotten" and "view init --from" in ballot.trouble
+    assert ballot.shown_epoch == 1 and ballot.seen == PAIR
+    ballot.look()
+    world.register_says(None, PAIR)
+    assert (ballot.register_status, ballot.trouble) == ("up", "")
+
+
 def test_a_pair_whose_register_has_forgotten_serves_on() -> None:
     duo = paired(register=True)
     looks_at_register(duo.primary)
@@ -577,6 +596,7 @@ def test_a_backup_that_reads_of_a_vacant_register_drops_its_state(linked: bool) 
     duo.backup.register_says(None, VACANT)
     assert duo.backup.replica.role is Role.EMPTY and duo.backup.pairing.link is None
     assert duo.backup.replica.incarnation != "B1"
+    assert duo.backup.says("this node drops its state, which was at offset")
 
 
 def test_a_linked_backup_that_reads_of_a_view_without_it_waits_for_its_primary_to_tell() -> None:

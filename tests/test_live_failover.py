@@ -318,6 +318,30 @@ def test_a_primary_that_stood_still_never_serves_after_its_replacement_died(
     client.close()
 
 
+def test_a_primary_whose_backup_was_restarted_while_it_stood_still_asks_an_operator(
+    cluster: Cluster,
+) -> None:
+    """P frozen -> B killed and started again -> P thawed. That B has not taken over is known to
+    nobody but an operator, who is told so on both nodes; after FORCE they are a pair again."""
+    primary, backup = cluster.pair(*QUICK, "--failover", "manual")
+    token = primary.ask("LOCK", "a", "r1")
+    primary.freeze()
+    backup.kill()
+    backup.start()
+    wait_until(backup.answers, "the backup is up", cluster.nodes)
+    time.sleep(PROMOTION_TIMEOUT_S)  # as long as the pause has to be
+    primary.thaw()
+    primary.wait_logged("if it has certainly not taken over, REPLICAOF NO ONE FORCE")
+    backup.wait_logged("this primary is blocked")
+    assert (primary.mode, backup.mode) == ("blocked", "recovery")
+    with pytest.raises(ReplyError, match=r"may have taken over .* REPLICAOF NO ONE FORCE"):
+        primary.ask("REPLICAOF", "NO", "ONE")
+    answer = primary.ask("REPLICAOF", "NO", "ONE", "FORCE")
+    assert isinstance(answer, bytes) and answer.startswith(b"OK going on alone")
+    cluster.wait_paired(primary, backup)
+    assert primary.ask("LOCK", "a", "r1") == token
+
+
 def test_a_backup_that_stood_still_never_promotes_itself_over_a_primary_it_has_not_heard_since(
     cluster: Cluster,
 ) -> None:

@@ -118,11 +118,15 @@ def test_a_wiped_etcd_is_refused_and_never_written_anew_by_a_node(
         pair.a.wait_logged("the view register has forgotten")
         pair.a.wait_logged("'holdfast view")
         assert pair.a.ask("LOCK", "a", "r1") == token
+        assert register_status(pair.a) == "forgotten"
+        assert pair.a.info()["holdfast_register_epoch"] == "0"
         pair.b.kill()
         with pair.a.wire() as client:
             client.send("LOCK", "b", "r2")
             assert client.is_silent_for(2 * SILENT_S)
             assert pair.a.mode == "blocked" and etcd.value("/locks/view") == b""
+            says = error_of(lambda: pair.a.ask("REPLICAOF", "NO", "ONE"))
+            assert "register is behind this node" in says and "view init --from" in says
             shown = view("init", "--view", etcd.url("/locks"), "--from", pair.a.address)
             assert pair.a.info()["holdfast_incarnation"] in shown
             assert client.read() > token  # type: ignore[operator]
@@ -144,7 +148,8 @@ def test_a_backup_is_not_promoted_by_an_etcd_that_was_wiped(
         etcd.start()
         wait_until(lambda: pair.b.mode == "blocked", "B is blocked", pair.nodes)
         pair.b.wait_logged("the view register has forgotten")
-        assert error_of(lambda: pair.b.ask("REPLICAOF", "NO", "ONE")).startswith("ERR undecided")
+        says = error_of(lambda: pair.b.ask("REPLICAOF", "NO", "ONE"))
+        assert says.startswith("ERR undecided: the view register is behind this node")
         assert etcd.value("/locks/view") == b""
         answer = pair.b.ask("REPLICAOF", "NO", "ONE", "FORCE")
         assert isinstance(answer, bytes) and answer.startswith(b"OK")
@@ -210,7 +215,8 @@ def test_a_primary_that_lost_the_machine_of_the_register_waits_for_an_operator(
         client.send("LOCK", "b", "r2")
         assert client.is_silent_for(2 * SILENT_S)
         assert pair.a.mode == "blocked"
-        assert error_of(lambda: pair.a.ask("REPLICAOF", "NO", "ONE")).startswith("ERR")
+        says = error_of(lambda: pair.a.ask("REPLICAOF", "NO", "ONE"))
+        assert "the view register does not answer" in says and "NO ONE FORCE" in says
         answer = pair.a.ask("REPLICAOF", "NO", "ONE", "FORCE")
         assert isinstance(answer, bytes) and answer.startswith(b"OK going on alone")
         second = client.read()
@@ -221,6 +227,29 @@ def test_a_primary_that_lost_the_machine_of_the_register_waits_for_an_operator(
     pair.a.kill()
     pair.wait_serving(pair.b)
     assert held(pair.b, ["a", "b"]) == {"a": token, "b": second}
+
+
+def test_what_is_printed_when_the_file_is_lost_with_the_primary_keeps_the_locks(
+    request: pytest.FixtureRequest, forked_cluster: Cluster
+) -> None:
+    """B has every lock and lacks its file, and A dies: B is blocked. What it says, and what `view
+    init --from` says, leads an operator to FORCE and not to a vacant register, which would have B
+    drop the last copy."""
+    register = new_register(request, "backup", forked_cluster.folder)
+    pair = Pair(forked_cluster, register).start()
+    token = pair.a.ask("LOCK", "a", "r1")
+    Path(register.place).unlink()
+    pair.a.kill()
+    pair.b.wait_logged("one that is blocked with its state serves after REPLICAOF NO ONE FORCE")
+    flags = ("--view", "backup", "--view-file", register.place, "--from", pair.b.address)
+    with pytest.raises(AssertionError, match="serves after REPLICAOF NO ONE FORCE"):
+        view("init", *flags)
+    answer = pair.b.ask("REPLICAOF", "NO", "ONE", "FORCE")
+    assert isinstance(answer, bytes) and answer.startswith(b"OK")
+    view("init", *flags)
+    pair.a.start()
+    pair.cluster.wait_paired(pair.b, pair.a)
+    assert held(pair.b, ["a"]) == {"a": token}
 
 
 def test_a_primary_goes_on_by_itself_when_the_machine_of_the_register_is_back(

@@ -269,9 +269,9 @@ def _replication(node: Any) -> Fields:
     yield "holdfast_failover", node.config.failover
     yield "holdfast_register", node.config.view
     if pairing.settings.has_register:
-        inquiry = pairing.inquiry
-        yield "holdfast_register_epoch", inquiry.seen.epoch
-        yield "holdfast_register_status", "up" if inquiry.register_answers else "down"
+        ballot = pairing.inquiry.ballot
+        yield "holdfast_register_epoch", ballot.shown_epoch
+        yield "holdfast_register_status", ballot.register_status
     left_ms = replica.state.grants_from_ms - replica.state_time_ms() if is_primary else 0
     if left_ms > 0:
         yield "holdfast_quarantine_ms", left_ms

@@ -27,6 +27,10 @@ if TYPE_CHECKING:
     from .inquiry import Inquiry
     from .pairing import Pairing
 
+_MENDED_BY = (
+    "'holdfast view init --from HOST:PORT', of the node that serves (one that is blocked with its "
+    "state serves after REPLICAOF NO ONE FORCE)"
+)
 _GET_AGAIN_MS = 250  # how often the register is read by a node that waits for a primary
 
 
@@ -39,6 +43,7 @@ class Ballot:
         self._outside = pairing.outside
         self._replica = pairing.replica
         self.seen = NO_VIEW  # what the register showed last
+        self.shown_epoch = 0  # which may be behind what this node knows
         self.register_answers = True  # as far as is known
         self.is_busy = False  # a request is under way
         self._seen_ms = -1
@@ -175,8 +180,8 @@ class Ballot:
             )
         if not seen.is_vacant:
             return Step.WAIT, (
-                f"the register's primary of epoch {seen.epoch} is not there; if both nodes have "
-                "lost their state: 'holdfast view init --force'"
+                f"the register's primary of epoch {seen.epoch} is not there; if no node has its "
+                "state any more: 'holdfast view init --force'"
             )
         if self._settings.first_primary or self._inquiry.bootstrap:
             return Step.BEGIN, f"the register is vacant in epoch {seen.epoch}"
@@ -208,6 +213,7 @@ class Ballot:
             return
         self._is_current = False
         self._answered = self._requests
+        self.shown_epoch = view.epoch
         known = self.known_epoch()
         if self._replica.role is Role.PRIMARY:
             known = max(known, self._replica.view.epoch)
@@ -237,11 +243,29 @@ class Ballot:
     def _note_forgotten(self, epoch: int, known: int) -> None:
         self._pairing.say(
             f"the view register has forgotten: it is in epoch {epoch}, this node knows "
-            f"{known}; nothing is decided by it until an operator mends it: 'holdfast view "
-            "init --from HOST:PORT', of the node that serves",
+            f"{known}; nothing is decided by it until an operator mends it: {_MENDED_BY}",
             "warning",
         )
         self.has_forgotten = True
+
+    @property
+    def register_status(self) -> str:
+        """One word for ``INFO replication``: unknown (not asked yet, or not answered yet), up, down
+        or forgotten (it answers, and is behind what this node knows)."""
+        if not self.register_answers:
+            return "down"
+        if self._seen_ms < 0:
+            return "unknown"
+        return "forgotten" if self.has_forgotten else "up"
+
+    @property
+    def trouble(self) -> str:
+        """Why the register decides nothing; empty if it may."""
+        if not self.register_answers:
+            return "the view register does not answer"
+        if self.has_forgotten:
+            return f"the view register is behind this node ({_MENDED_BY} mends that)"
+        return ""
 
     def _heed(self, view: View) -> None:
         """``view`` stands (R2)."""

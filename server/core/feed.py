@@ -134,6 +134,8 @@ class Feed:
             self._pairing.lose_link("the backup asks to join anew")
         elif replica.phase >= Phase.PROPOSED and self._is_ours(joiner):
             self._pairing.inquiry.suspect("the backup asks to join under another incarnation")
+        if self._pairing.mode == "blocked":
+            return "TRYAGAIN this primary is blocked, it is not decided whether its backup is lost"
         return "TRYAGAIN this primary has a backup"
 
     def _is_ours(self, joiner: Joiner) -> bool:

@@ -218,13 +218,22 @@ class Inquiry:
             assert isinstance(outcome, Answer)
             self._yield_to(outcome)
         elif verdict is Verdict.WAIT:
-            pairing.say(f"undecided about {self._settings.peer_name}: {self.reason}")
+            self._say_undecided()
             self.again(self._retry_ms)
             self._retry_ms = min(2 * self._retry_ms, RETRY_MS, self._settings.heartbeat_ms)
         elif self._settings.has_register:
             self.ballot.propose_self()
         else:
             self.bypass(replica.view.alone(replica.incarnation), replica.view)
+
+    def _say_undecided(self) -> None:
+        text, level = f"undecided about {self._settings.peer_name}: {self.reason}", "info"
+        if self._replica.stalled:  # (F4)
+            text += (
+                "; if it has certainly not taken over, REPLICAOF NO ONE FORCE has this node go on"
+            )
+            level = "warning"
+        self._pairing.say(text, level)
 
     def _judge(self, question: _Question, outcome: Answer | NoAnswer) -> tuple[Verdict, str]:
         replica, linked = self._replica, self._pairing.link is not None
@@ -438,6 +447,11 @@ class Inquiry:
     def has_forgotten(self) -> bool:
         """Whether the register is behind what this node knows, which only an operator mends."""
         return self.ballot.has_forgotten
+
+    @property
+    def trouble(self) -> str:
+        """Why the register decides nothing; empty if it may, or if there is none."""
+        return self.ballot.trouble
 
     def record(self, view: View) -> None:
         """Have the register told of what an operator has forced."""

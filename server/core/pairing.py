@@ -78,6 +78,7 @@ class Pairing:
     def start(self) -> None:
         """Begin to serve (a node without a peer), or to look for the peer."""
         if self.settings.has_peer:
+            self.changed(f"looking for {self.settings.peer_name}")
             self.proceed()
         else:
             self.begin_history("no peer is configured: primary-only")
@@ -119,7 +120,7 @@ class Pairing:
 
     def tick(self) -> None:
         """Every ``heartbeat_ms``: signs of life, and the watch over the peer's."""
-        if self.mode != self._mode_said and self._mode_said:
+        if self.mode != self._mode_said:
             self.changed(f"the peer was heard {self.inquiry.silence()[1]} ms ago")
         replica, link, now_ms = self.replica, self.link, self.outside.boot_ms()
         if replica.role is Role.PRIMARY:
@@ -507,6 +508,8 @@ class Pairing:
 
     def discard(self, why: str) -> None:
         """BACKUP to EMPTY: what is here is of a history that is no more."""
+        offset = self.replica.state.offset
+        self.log("warning", f"this node drops its state, which was at offset {offset}: {why}")
         self.drop_link()
         self.replica.discard(self.outside.new_id())
         self.changed(why)

@@ -25,7 +25,7 @@ from collections.abc import Iterator
 from ..core.view import NO_VIEW, Cas, View
 from .encoding import ENCODED_BYTES_MAX, Malformed, decode, encode
 from .errors import DamagedRegister, RegisterError
-from .rules import INIT, decide, initial
+from .rules import INIT, after_loss, decide, initial
 
 # How long to wait for the lock. Its holder needs a few milliseconds, unless it was stopped.
 LOCK_TIMEOUT_S = 2.0
@@ -143,9 +143,7 @@ class FileRegister:
         except FileNotFoundError:
             raise Missing(
                 f"{self._path} does not exist. Before the first start of a pair: '{INIT}'. If the "
-                "file was lost, or its disk is not mounted, bring it back. If it cannot be and the "
-                f"other node serves: '{INIT} --from HOST:PORT'. If none does: '{INIT} --epoch N', "
-                "with N above every epoch in the logs of the nodes"
+                f"file was lost, or its disk is not mounted, bring it back; else {after_loss()}"
             ) from None
         except OSError as error:
             kind = RegisterError if error.errno in _PASSING else DamagedRegister
@@ -154,8 +152,8 @@ class FileRegister:
             return decode(data)
         except Malformed as malformed:
             raise DamagedRegister(
-                f"{self._path} {malformed}. Bring it back from a copy; if there is none and the "
-                f"other node serves: '{INIT} --force --from HOST:PORT'"
+                f"{self._path} {malformed}. Bring it back from a copy; if there is none: "
+                f"{after_loss(' --force')}"
             ) from None
 
     # -- writing ---------------------------------------------------------------------------------

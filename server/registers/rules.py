@@ -17,6 +17,17 @@ from .errors import DamagedRegister, RegisterError
 INIT = "holdfast view init"
 
 
+def after_loss(flags: str = "") -> str:
+    """What an operator says when a register that was lost cannot be brought back: first what loses
+    nothing. ``flags``: what the words need besides."""
+    return (
+        f"'{INIT}{flags} --from HOST:PORT' goes on with the view of the node that serves; one that "
+        "is blocked with its state serves after REPLICAOF NO ONE FORCE. Only if no node has its "
+        f"state any more: '{INIT}{flags} --epoch N', with N above every epoch in the logs of the "
+        "nodes"
+    )
+
+
 def decide(standing: View, proposed: View) -> tuple[Cas | None, str]:
     """How a compare-and-set ends that meets ``standing``, and why; None: it is to be written.
 
@@ -76,9 +87,7 @@ def described(view: View) -> str:
 def _after_damage(damage: DamagedRegister, force: bool, at_least: int, given: View | None) -> View:
     if not force or (given is None and not at_least):
         raise RegisterError(
-            f"{damage}. Nothing was changed. If it cannot be brought back, and a node serves: "
-            f"'{INIT} --force --from HOST:PORT' goes on with its view. If none does: "
-            f"'{INIT} --force --epoch N', with N above every epoch that the logs of the nodes show"
+            f"{damage}. Nothing was changed. If it cannot be brought back: {after_loss(' --force')}"
         )
     return _vacant(at_least) if given is None else given
 
