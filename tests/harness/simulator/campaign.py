@@ -94,6 +94,8 @@ REQUIRED = (
     "whole again",
 )
 """What a campaign of some size must have seen: what never happens is tested by nothing."""
+ENOUGH_TO_SEE_ALL = 1_000
+"""That size, in runs: the rarest come about once in a hundred."""
 
 
 @dataclass
