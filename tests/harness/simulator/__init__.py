@@ -13,7 +13,7 @@
     trace.py       what is recorded
     run.py         one seed; campaign.py: many
     mutants.py     deliberate bugs, to be caught (register_mutants.py: of versioned registers;
-                   mutant.py: what one is)
+                   view_mutants.py: of views; mutant.py: what one is)
 
 By hand, from ``tests/``: ``python -m harness.simulator --seed 17 --trace``.
 """

@@ -3,7 +3,8 @@
 Each is put in from here, by replacing a method while it is tried; the product has no switches. Most
 sit in the core or the client's logic. A few that the core cannot have, since they are the shell's
 part (which replies may leave at once, what identity a process starts under), sit in the simulated
-shell. Those of versioned registers are in ``register_mutants.py``.
+shell. Those of versioned registers are in ``register_mutants.py``, more of those of views and of
+what a node keeps in ``view_mutants.py``.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from holdfast.server.core.state import LOCK, State
 from holdfast.server.core.view import Cas
 from holdfast.server.core.wait_queue import Line, WaitQueue
 
-from . import register_mutants
+from . import register_mutants, view_mutants
 from .mutant import MUTANTS, Wrap, mutant
 from .node import Process
 from .options import BOTH, ETCD, FAIL_STOP, STOPPED
@@ -403,6 +404,7 @@ mutant(
 
 
 register_mutants.add()
+view_mutants.add()
 
 
 # -- the hunt ------------------------------------------------------------------------------------
