@@ -101,6 +101,20 @@ def memory_mib(node: Node, what: str) -> float:
     raise AssertionError(what)
 
 
+def core_ms(node: Node) -> float:
+    """How long its event loop has had a core."""
+    return int(Path(f"/proc/{node.pid}/schedstat").read_text().split()[0]) / 1e6
+
+
+def ping_ms(node: Node, wire: Wire) -> float:
+    """How long the node has a PING wait: by the clock, or what it had of a core meanwhile if that
+    is less. (A busy machine gives its cores to others.)"""
+    core_before_ms, started_s = core_ms(node), time.perf_counter()
+    assert wire.ask("PING") == b"PONG"
+    waited_ms = (time.perf_counter() - started_s) * 1000
+    return min(waited_ms, core_ms(node) - core_before_ms)
+
+
 # -- vanishing -----------------------------------------------------------------------------------
 
 
@@ -209,10 +223,7 @@ def test_an_array_bomb_does_not_hold_the_loop(node: Node) -> None:
             for bomb in bombs * 10:
                 with Raw(node.port) as raw:
                     raw.send(bomb)
-                    started_s = time.perf_counter()
-                    assert wire.ask("PING") == b"PONG"
-                    spent_ms = (time.perf_counter() - started_s) * 1000
-                    slowest_ms[-1] = max(slowest_ms[-1], spent_ms)
+                    slowest_ms[-1] = max(slowest_ms[-1], ping_ms(node, wire))
     assert min(slowest_ms) < 50, slowest_ms
 
 
@@ -240,9 +251,7 @@ def test_no_chunk_of_requests_holds_the_loop_for_50_ms(node: Node, flood: str) -
             with Raw(node.port) as raw:
                 settle(node.port)
                 raw.send(data)
-                started_s = time.perf_counter()
-                assert wire.ask("PING") == b"PONG"
-                spent_ms.append((time.perf_counter() - started_s) * 1000)
+                spent_ms.append(ping_ms(node, wire))
             settle(node.port)
     assert min(spent_ms) < 50, spent_ms
 

@@ -234,7 +234,7 @@ def test_a_request_that_is_duplicated_is_answered_once(
     with Wire(proxy.port) as wire:
         assert wire.ask("PUT", "a") == (1 if first else 2)
         assert wire.ask("PUT", "b") == (3 if first else 4)
-    assert node.names == [b"a", b"a", b"b", b"b"]
+    wait_until(lambda: node.names == [b"a", b"a", b"b", b"b"], "the last copy has come")
     assert {heard.connection for heard in node.heard} == {0}
 
 
