@@ -158,7 +158,9 @@ def test_commands_errors_and_clients_are_exported(
     clients = clients or exporter.labelled("redis_connected_client_info")
     clients = clients or exporter.labelled("redis_connected_clients_details")
     assert any(labels.get("name") == "redis_exporter" for labels in clients), exporter.text
-    assert samples["redis_slowlog_length"] == 0
+    # (On a busy machine one of them may have been slow.)
+    slow_count = pair[0].ask("SLOWLOG", "LEN")
+    assert isinstance(slow_count, int) and 0 <= samples["redis_slowlog_length"] <= slow_count
     log = exporter.log.read_text()
     complaints = [line for line in log.splitlines() if "level=error" in line]
     # LATENCY is asked of every server, and may be missing.
